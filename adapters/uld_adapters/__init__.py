@@ -1,0 +1,1 @@
+"""Ground floor: the large model behind a server, and the values that pass between the rooms."""

@@ -1,0 +1,1 @@
+"""Which tokens two models share, and how one's tokens are read by the other."""
