@@ -1,0 +1,1 @@
+"""Middle floor of uld-sdk: the small models, trained and run locally."""

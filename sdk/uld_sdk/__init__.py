@@ -1,0 +1,96 @@
+"""Unlearning for a language model behind a server: a small assistant corrects its log-probabilities, and nothing else changes.
+
+`client = UnlearnedClient(backend="tgi", base_url="http://localhost:8080", assistant="assistant-folder")` answers as the model
+would had it never seen the forget set; `train(...)` makes the folder. The public names below load on first use (PEP 562), so
+that `import uld_sdk` costs no import of torch, numpy or the HTTP library.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from uld_adapters.errors import (
+        ArtifactCorrupt,
+        ArtifactError,
+        ArtifactMismatch,
+        AuthenticationFailed,
+        BackendError,
+        ContextExceeded,
+        DataError,
+        LogprobsUnavailable,
+        MalformedAnswer,
+        MissingExtra,
+        ModelNotFound,
+        RequestRejected,
+        SaveFailed,
+        ServerBusy,
+        ServerUnreachable,
+        StreamInterrupted,
+        TokenizerMismatch,
+        TrainingDiverged,
+        TrainingError,
+        UldError,
+        UnknownName,
+        UsageError,
+    )
+    from uld_sdk.client import AsyncUnlearnedClient, UnlearnedClient
+    from uld_sdk.result import Piece, Report, Result, ScoreResult, Step
+    from uld_sdk.training import TrainResult, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArtifactCorrupt",
+    "ArtifactError",
+    "ArtifactMismatch",
+    "AsyncUnlearnedClient",
+    "AuthenticationFailed",
+    "BackendError",
+    "ContextExceeded",
+    "DataError",
+    "LogprobsUnavailable",
+    "MalformedAnswer",
+    "MissingExtra",
+    "ModelNotFound",
+    "Piece",
+    "Report",
+    "RequestRejected",
+    "Result",
+    "SaveFailed",
+    "ScoreResult",
+    "ServerBusy",
+    "ServerUnreachable",
+    "Step",
+    "StreamInterrupted",
+    "TokenizerMismatch",
+    "TrainResult",
+    "TrainingDiverged",
+    "TrainingError",
+    "UldError",
+    "UnknownName",
+    "UnlearnedClient",
+    "UsageError",
+    "__version__",
+    "train",
+]
+
+_HOMES = {
+    "uld_sdk.client": ("AsyncUnlearnedClient", "UnlearnedClient"),
+    "uld_sdk.result": ("Piece", "Report", "Result", "ScoreResult", "Step"),
+    "uld_sdk.training": ("TrainResult", "train"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module that defines a public name when it is first asked for; every other public name is an error class."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME_OF.get(name, "uld_adapters.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, whether loaded yet or not."""
+    return sorted({*globals(), *__all__})
