@@ -5,7 +5,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
+
+from uld_adapters.errors import TokenizerMismatch
 
 # Text on which tokenizers are compared by segmentation: prose, code, digits, contractions, CJK, emoji, marks, chat markup.
 CORPUS = (
@@ -73,6 +76,24 @@ class Vocabulary:
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """SHA-256 over id -> bytes, control ids and the segmentation of a fixed corpus."""
     return Vocabulary.from_hf(tokenizer).fingerprint
+
+
+def load_tokenizer(source: Any) -> Any:
+    """A transformers fast tokenizer from an object, a folder, a GGUF file or a hub name."""
+    if not isinstance(source, str | Path):
+        return source
+    from transformers import AutoTokenizer
+
+    path = Path(source)
+    try:
+        if path.suffix == ".gguf":
+            return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+        return AutoTokenizer.from_pretrained(str(source))
+    except (OSError, ValueError) as error:
+        raise TokenizerMismatch(
+            f"no tokenizer could be loaded from {str(source)!r}: {str(error).splitlines()[0]}",
+            hint="pass tokenizer=... as a folder with tokenizer.json, a GGUF file or a hub name",
+        ) from error
 
 
 def ends_inside_character(data: bytes) -> bool:
