@@ -1,6 +1,6 @@
 """The contract between the client and a large model: draft, stream, score, probe."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -27,6 +27,7 @@ class Capabilities:
 
     `top_logprobs` is the k that will be asked for at each position (None: the whole vocabulary), `top_logprobs_cap` the
     server's own limit where it is known. `processed` says that log-probabilities come after temperature, top-k and top-p.
+    `sampling` names what the server can apply itself, in the order of `ServerSampling`; options of `exclusive` only one at a time.
     `context` is the largest number of prompt and answer tokens together.
     """
 
@@ -39,6 +40,7 @@ class Capabilities:
     streams: bool = True
     scoring: Literal["prompt", "forced", "drafts"] = "drafts"
     sampling: frozenset[str] = frozenset({"temperature", "top_k", "top_p", "min_p"})
+    exclusive: frozenset[str] = frozenset()
     context: int | None = None
     notes: tuple[str, ...] = ()
 
@@ -60,7 +62,7 @@ class Backend(Protocol):
     async def probe(self) -> Capabilities:
         """Find out once what the server can do, and check that it speaks the tokenizer's ids."""
 
-    def stream(self, prefix: Sequence[int], n: int, sampling: ServerSampling = ServerSampling()) -> AsyncIterator[Draft]:
+    def stream(self, prefix: Sequence[int], n: int, sampling: ServerSampling = ServerSampling()) -> AsyncGenerator[Draft]:
         """Let the server write up to n tokens after the prefix, and hand over the pieces as they arrive."""
 
     async def draft(self, prefix: Sequence[int], n: int, sampling: ServerSampling = ServerSampling()) -> Draft:

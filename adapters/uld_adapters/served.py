@@ -2,7 +2,8 @@
 
 import re
 import warnings
-from collections.abc import AsyncIterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -23,7 +24,7 @@ class CapabilityWarning(UserWarning):
     """The server gives less than was asked for."""
 
 
-class ServedBackend:
+class ServedBackend(ABC):
     """Base of the backends that speak HTTP; a subclass gives `stream`, `_tokenize` and `_inspect`."""
 
     name = "served"
@@ -66,15 +67,17 @@ class ServedBackend:
             self._capabilities = await self._inspect()
         return self._capabilities
 
+    @abstractmethod
     async def _inspect(self) -> Capabilities:
-        raise NotImplementedError
+        """Ask the server what it can do, and check its tokenizer."""
 
+    @abstractmethod
     async def _tokenize(self, text: str) -> list[int] | None:
         """The server's own ids for a text, None where it has no such route."""
-        raise NotImplementedError
 
-    def stream(self, prefix: Sequence[int], n: int, sampling: ServerSampling = GREEDY) -> AsyncIterator[Draft]:
-        raise NotImplementedError
+    @abstractmethod
+    def stream(self, prefix: Sequence[int], n: int, sampling: ServerSampling = GREEDY) -> AsyncGenerator[Draft]:
+        """Let the server write up to n tokens after the prefix, and hand over the pieces as they arrive."""
 
     def resume(self, prefix: Sequence[int]) -> Sequence[int] | None:
         """The prefix itself: this server takes ids."""
@@ -91,7 +94,7 @@ class ServedBackend:
             tokens: list[int] = []
             positions: list[TopLogprobs] = []
             finish = None
-            async with aclosing(self.stream(prefix, n, sampling)) as pieces:  # type: ignore[type-var]
+            async with aclosing(self.stream(prefix, n, sampling)) as pieces:
                 async for piece in pieces:
                     tokens.extend(piece.tokens)
                     positions.extend(piece.positions)

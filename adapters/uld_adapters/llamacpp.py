@@ -1,0 +1,194 @@
+"""llama.cpp's own `/completion`: ids in, ids out, raw log-probabilities of any k."""
+
+from collections.abc import AsyncGenerator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from uld_adapters.backend import Capabilities, ServerSampling
+from uld_adapters.errors import LogprobsUnavailable, MalformedAnswer, ModelNotFound, StreamInterrupted
+from uld_adapters.logprobs import Draft, FinishReason, Score, TopLogprobs
+from uld_adapters.served import GREEDY, ServedBackend
+from uld_adapters.vocabulary.tokens import Vocabulary, ends_inside_character
+
+BIAS = 1000.0  # added to a logit so that this token is written whatever the model thinks; the reported values stay raw
+
+
+class LlamaCppBackend(ServedBackend):
+    """A llama.cpp server.
+
+    A token that leaves a character incomplete comes with no entry in the stream; its position is asked for again, with a
+    bias that makes the server write a plain token there and report the raw top k.
+    """
+
+    name = "llamacpp"
+    logprobs_hint = "use llama-server's native /completion route with n_probs"
+
+    def _body(self, prefix: Sequence[int], n: int, sampling: ServerSampling) -> dict[str, Any]:
+        return {
+            "prompt": list(prefix),
+            "n_predict": n,
+            "n_probs": self.top_logprobs,
+            "return_tokens": True,
+            "cache_prompt": True,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k or 0,
+            "top_p": 1.0 if sampling.top_p is None else sampling.top_p,
+            "min_p": sampling.min_p or 0.0,
+            "repeat_penalty": 1.0,
+            "samplers": ["temperature", "top_k", "top_p", "min_p"],
+        }
+
+    async def stream(self, prefix: Sequence[int], n: int, sampling: ServerSampling = GREEDY) -> AsyncGenerator[Draft]:
+        """One completion request; the server's count of tokens shows where entries are missing, lost or doubled."""
+        _ = self.tokenizer
+        seen: list[int] = []
+        stopped: bool | None = None
+        async for event in self.http.events("/completion", {**self._body(prefix, n, sampling), "stream": True}):
+            if "error" in event:
+                raise StreamInterrupted(f"llama.cpp broke off: {event['error']}")
+            try:
+                entries = [(int(e["id"]), e) for e in event.get("completion_probabilities") or []]
+                tokens, counted = list(event["tokens"]), int(event["tokens_predicted"])
+                if event["stop"]:
+                    stopped = event["stop_type"] in ("eos", "word")
+                    if event.get("truncated"):
+                        raise MalformedAnswer("llama.cpp cut the prompt", hint="raise the server's context (-c)")
+            except (KeyError, TypeError, ValueError) as error:
+                raise MalformedAnswer(f"llama.cpp's event lacks a field: {error!r}") from error
+            if tokens and not entries:
+                raise LogprobsUnavailable("llama.cpp sent a token without log-probabilities", hint=self.logprobs_hint)
+            if tokens != [token for token, _ in entries]:
+                raise MalformedAnswer("llama.cpp's tokens and log-probabilities do not belong together")
+            missing = counted - len(seen) - len(tokens)
+            if missing < 0 or (missing and event["stop"] and stopped):
+                raise MalformedAnswer("an event of llama.cpp's stream was lost or came twice")
+            if missing:
+                text = self._entry_bytes(entries[0][1]) if entries else None
+                hidden = await self._ask_again([*prefix, *seen], missing, text, tokens[:1], sampling)
+                seen.extend(hidden.tokens)
+                yield hidden
+            if tokens:
+                positions = tuple(self.read_position(token, self._read(entry), sampling) for token, entry in entries)
+                seen.extend(tokens)
+                yield Draft(tuple(tokens), positions)
+            if stopped is not None:
+                yield Draft((), (), self.finish_reason(stopped, seen))
+                return
+        raise StreamInterrupted("llama.cpp's answer ended before its last event")
+
+    def _read(self, entry: dict[str, Any]) -> TopLogprobs:
+        try:
+            return TopLogprobs.build([int(t["id"]) for t in entry["top_logprobs"]], [float(t["logprob"]) for t in entry["top_logprobs"]])
+        except (KeyError, TypeError, ValueError) as error:
+            raise MalformedAnswer(f"llama.cpp's log-probabilities lack a field: {error!r}") from error
+
+    def _entry_bytes(self, entry: dict[str, Any]) -> bytes:
+        try:
+            return bytes(entry["bytes"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise MalformedAnswer(f"llama.cpp's entry lacks its bytes: {error!r}") from error
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary.from_hf(self.tokenizer)
+
+    @cached_property
+    def _by_bytes(self) -> dict[bytes, int]:
+        return {token: i for i, token in reversed(list(enumerate(self._vocabulary.tokens))) if i not in self._vocabulary.control}
+
+    async def _ask_again(
+        self, prefix: list[int], count: int, text: bytes | None, last: list[int], sampling: ServerSampling
+    ) -> Draft:
+        """The tokens that the stream left out, each position asked for by itself.
+
+        Greedy: each is the most probable one. Sampled: they are the one way to write the completed character's bytes in
+        `count` pieces that each stop inside it.
+        """
+        drawn: list[int] | None = None
+        if not sampling.greedy:
+            if text is None:
+                raise StreamInterrupted("llama.cpp stopped inside a character")
+            drawn = self._pieces(text[: len(text) - len(self._vocabulary.tokens[last[0]])], count)
+        tokens: list[int] = []
+        positions: list[TopLogprobs] = []
+        for step in range(count):
+            top = await self._position([*prefix, *tokens])
+            tokens.append(int(top.ids[0]) if drawn is None else drawn[step])
+            positions.append(top)
+        spelled = b"".join(self._vocabulary.tokens[token] for token in [*tokens, *last])
+        if text is not None and spelled != text:
+            raise MalformedAnswer(f"the tokens that llama.cpp left out spell {spelled!r}, not {text!r}")
+        return Draft(tuple(tokens), tuple(positions))
+
+    def _pieces(self, data: bytes, count: int) -> list[int]:
+        found: list[list[int]] = []
+
+        def search(rest: bytes, path: list[int], done: bytes) -> None:
+            if not rest or len(path) == count:
+                if not rest and len(path) == count:
+                    found.append(path)
+                return
+            for size in range(1, len(rest) + 1):
+                token = self._by_bytes.get(rest[:size])
+                if token is not None and ends_inside_character(done + rest[:size]):
+                    search(rest[size:], [*path, token], done + rest[:size])
+
+        search(data, [], b"")
+        if len(found) != 1:
+            raise StreamInterrupted(f"llama.cpp left out {count} tokens that spell {data!r}, in {len(found)} possible ways")
+        return found[0]
+
+    @cached_property
+    def _plain_token(self) -> int:
+        return self._by_bytes[b"a"]
+
+    async def _position(self, prefix: list[int], token: int | None = None) -> TopLogprobs:
+        """Raw top k at one position; with `token`, that token's own value is among them."""
+        biased = self._plain_token if token is None else token
+        body = self._body(prefix, 1, GREEDY) | {"logit_bias": [[biased, BIAS]]}
+        answer = await self.http.request("POST", "/completion", body)
+        entries = answer.get("completion_probabilities") if isinstance(answer, dict) else None
+        if not entries:
+            if token is not None:
+                return await self._position(prefix)  # the token itself ends inside a character
+            raise LogprobsUnavailable("llama.cpp reports no log-probabilities", hint=self.logprobs_hint)
+        top = self._read(entries[0])
+        if token is not None and top.of(token) is None:
+            return TopLogprobs.build([*top.ids.tolist(), token], [*top.logprobs.tolist(), float(entries[0]["logprob"])])
+        return top
+
+    async def score(self, prefix: Sequence[int], continuation: Sequence[int]) -> Score:
+        """log p_M of given tokens: one request a token, each written under a bias that leaves the report raw."""
+        _ = self.tokenizer
+        positions, values = [], []
+        for done, token in enumerate(continuation):
+            top = await self._position([*prefix, *continuation[:done]], token)
+            value = top.of(token)
+            values.append(np.nan if value is None else value)
+            inside = top.ids != token if top.ids.size > self.top_logprobs else np.ones(top.ids.size, dtype=bool)
+            positions.append(TopLogprobs(top.ids[inside], top.logprobs[inside]))
+        return Score(tuple(continuation), np.array(values), tuple(positions))
+
+    async def _tokenize(self, text: str) -> list[int] | None:
+        body = {"content": text, "add_special": False, "parse_special": True}
+        try:
+            answer = await self.http.request("POST", "/tokenize", body)
+        except ModelNotFound:
+            return None
+        return list(answer["tokens"])
+
+    async def _inspect(self) -> Capabilities:
+        props = await self.http.request("GET", "/props")
+        notes = await self._check_tokenizer()
+        draft = await self.draft(self.tokenizer.encode("The", add_special_tokens=False), 1)
+        if draft.finish is None or draft.finish not in FinishReason:
+            raise MalformedAnswer("llama.cpp did not end a one-token answer")
+        return Capabilities(
+            model=str(props.get("model_alias") or props.get("model_path")),
+            top_logprobs=self.top_logprobs,
+            scoring="forced",
+            context=props.get("default_generation_settings", {}).get("n_ctx"),
+            notes=notes,
+        )

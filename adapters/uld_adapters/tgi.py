@@ -1,0 +1,172 @@
+"""Text Generation Inference: text in, ids out, log-probabilities after sampling's own processing."""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from uld_adapters.backend import Capabilities, ServerSampling
+from uld_adapters.errors import (
+    BackendError,
+    LogprobsUnavailable,
+    MalformedAnswer,
+    ModelNotFound,
+    RequestRejected,
+    ServerBusy,
+    StreamInterrupted,
+    TokenizerMismatch,
+)
+from uld_adapters.logprobs import Draft, TopLogprobs
+from uld_adapters.served import GREEDY, ServedBackend
+from uld_adapters.vocabulary.tokens import CORPUS
+
+_STREAM_ERRORS: dict[str, type[BackendError]] = {"overloaded": ServerBusy, "validation": RequestRejected}
+
+
+class TGIBackend(ServedBackend):
+    """A TGI server, continued by text.
+
+    The server tokenises the text itself. A prefix goes out as its own text only where that text splits into just these ids;
+    else the request starts at the last position where both agree, and the server must write the tokens between again.
+    """
+
+    name = "tgi"
+    logprobs_hint = "start TGI with --max-top-n-tokens 20"
+    _server_bos: int | None = None
+
+    def _text(self, ids: Sequence[int]) -> str | None:
+        """The text that the server will split into just these ids, None when there is none."""
+        ids = list(ids)
+        if self._server_bos is not None:
+            if not ids or ids[0] != self._server_bos:
+                return None
+            ids = ids[1:]
+        if not ids:
+            return None
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        if text.endswith("\ufffd") or self.tokenizer.encode(text, add_special_tokens=False) != ids:
+            return None
+        return text
+
+    def resume(self, prefix: Sequence[int]) -> Sequence[int] | None:
+        """The ids that the server will see for the prefix's text; None when the text ends inside a character."""
+        if self._text(prefix) is not None:
+            return prefix
+        head = list(prefix[:1]) if self._server_bos is not None else []
+        text = self.tokenizer.decode(list(prefix[len(head) :]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        if "\ufffd" in text:
+            return None
+        ids = [*head, *self.tokenizer.encode(text, add_special_tokens=False)]
+        return ids if self._text(ids) is not None else None
+
+    async def stream(self, prefix: Sequence[int], n: int, sampling: ServerSampling = GREEDY) -> AsyncGenerator[Draft]:
+        """One `/generate_stream` request; the server's own index proves that no event was lost or doubled."""
+        start, text = self._sendable(prefix)
+        again = list(prefix[start:])
+        parameters: dict[str, Any] = {
+            "max_new_tokens": n + len(again),
+            "top_n_tokens": self.top_logprobs,
+            "details": True,
+            "return_full_text": False,
+            "do_sample": not sampling.greedy,
+        }
+        if not sampling.greedy:
+            # TGI takes no temperature of 1 apart from leaving it out, and no top_p of 1.
+            chosen = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+            parameters |= {name: value for name, value in chosen.items() if value is not None and not (name == "top_p" and value >= 1.0)}
+        index: int | None = None
+        seen: list[int] = []
+        done = False
+        async for event in self.http.events("/generate_stream", {"inputs": text, "parameters": parameters}):
+            if "error" in event:
+                kind = _STREAM_ERRORS.get(str(event.get("error_type")), StreamInterrupted)
+                raise kind(f"TGI broke off: {event['error']}")
+            token, top, index = self._read(event, index, sampling)
+            seen.append(token)
+            details = event.get("details")
+            finish = None
+            if details is not None:
+                self._check_details(details, start, len(seen))
+                finish = self.finish_reason(details.get("finish_reason") == "eos_token", seen)
+                done = True
+            if len(seen) <= len(again):
+                if token != again[len(seen) - 1]:
+                    raise MalformedAnswer("TGI did not repeat its own greedy tokens", hint="the server's answers are not reproducible; try again")
+                continue
+            yield Draft((token,), (top,), finish)
+        if not done:
+            raise StreamInterrupted("TGI's answer ended before its last event")
+
+    def _sendable(self, prefix: Sequence[int]) -> tuple[int, str]:
+        for start in range(len(prefix), 0, -1):
+            text = self._text(prefix[:start])
+            if text is not None:
+                return start, text
+        bos = "" if self._server_bos is None else f"; TGI puts the token {self._server_bos} in front of every text"
+        raise TokenizerMismatch(
+            f"the prompt cannot be sent as text: TGI would split it into other tokens{bos}",
+            hint="render the prompt as text that starts like the server's own (the chat template does)",
+        )
+
+    def _read(self, event: dict[str, Any], index: int | None, sampling: ServerSampling) -> tuple[int, TopLogprobs, int]:
+        try:
+            token = int(event["token"]["id"])
+            number = int(event["index"])
+            if index is not None and number != index + 1:
+                raise MalformedAnswer("an event of TGI's stream was lost or came twice")
+            tops = event.get("top_tokens")
+            if not tops:
+                raise LogprobsUnavailable("TGI sent a token without its top tokens", hint=self.logprobs_hint)
+            pairs = [(int(t["id"]), float(t["logprob"])) for t in tops if t["logprob"] is not None]
+            if event["token"]["logprob"] is None:
+                raise MalformedAnswer("TGI gave no log-probability for the token it wrote")
+            if all(t != token for t, _ in pairs):
+                pairs.append((token, float(event["token"]["logprob"])))
+        except (KeyError, TypeError, ValueError) as error:
+            raise MalformedAnswer(f"TGI's event lacks a field: {error!r}") from error
+        top = TopLogprobs.build([t for t, _ in pairs], [v for _, v in pairs])
+        return token, self.read_position(token, top, sampling, wanted=None if sampling.greedy else 1), number
+
+    def _check_details(self, details: dict[str, Any], start: int, written: int) -> None:
+        if details.get("input_length", start) != start:
+            raise TokenizerMismatch(
+                f"TGI split the prompt into {details['input_length']} tokens, the tokenizer into {start}",
+                hint="pass tokenizer=... of the served model",
+            )
+        if details.get("generated_tokens", written) != written:
+            raise MalformedAnswer(f"TGI wrote {details['generated_tokens']} tokens, {written} arrived")
+
+    async def _raw_ids(self, text: str) -> list[int] | None:
+        try:
+            answer = await self.http.request("POST", "/tokenize", {"inputs": text})
+        except ModelNotFound:
+            return None
+        return [int(token["id"]) for token in answer]
+
+    async def _tokenize(self, text: str) -> list[int] | None:
+        ids = await self._raw_ids(text)
+        return ids[1:] if ids and ids[0] == self._server_bos else ids
+
+    async def _find_bos(self) -> None:
+        """TGI adds what the served tokenizer adds in front; learn it once, so that it is counted once."""
+        ids = await self._raw_ids(CORPUS[0])
+        bos = self.tokenizer.bos_token_id
+        plain = self.tokenizer.encode(CORPUS[0], add_special_tokens=False)
+        added = ids[0] if ids else next(iter(self.tokenizer.encode(CORPUS[0])), None)
+        if added is not None and added == bos and plain[:1] != [bos]:
+            self._server_bos = bos
+
+    async def _inspect(self) -> Capabilities:
+        info = await self.http.request("GET", "/info")
+        await self._find_bos()
+        notes = await self._check_tokenizer()
+        head = [] if self._server_bos is None else [self._server_bos]
+        cap = await self._probe_top([*head, *self.tokenizer.encode("The", add_special_tokens=False)])
+        return Capabilities(
+            model=str(info.get("model_id", self.model)),
+            top_logprobs=self.top_logprobs,
+            top_logprobs_cap=cap,
+            processed=True,
+            ids_in=False,
+            sampling=frozenset({"temperature", "top_k", "top_p"}),
+            context=info.get("max_total_tokens"),
+            notes=notes,
+        )
