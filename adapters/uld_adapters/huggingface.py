@@ -67,7 +67,7 @@ class HuggingFaceBackend:
                 try:
                     loaded = AutoModelForCausalLM.from_pretrained(str(loaded), dtype=torch.float32)
                 except (OSError, ValueError) as error:
-                    raise ModelNotFound(f"no model could be loaded from {self._source!r}: {error}", hint="pass a folder or a hub name") from error
+                    raise ModelNotFound(f"no model loads from {self._source!r}: {error}", hint="pass a folder or a hub name") from error
             self._model = loaded.to(self.device).eval()
         return self._model
 
@@ -88,7 +88,7 @@ class HuggingFaceBackend:
 
         context = getattr(self.model.config, "max_position_embeddings", None)
         if context is not None and len(ids) > context:
-            raise ContextExceeded(f"{len(ids)} tokens do not fit the context of {context}", hint="shorten the prompt or lower max_new_tokens")
+            raise ContextExceeded(f"{len(ids)} tokens exceed the context of {context}", hint="shorten the prompt or lower max_new_tokens")
         with self._lock, torch.inference_mode():
             shared, slot = 0, None
             for number, (kept, _) in enumerate(self._kept):

@@ -56,7 +56,7 @@ class ServedBackend(ABC):
         """The target's tokenizer, loaded when first used."""
         if self._tokenizer is None:
             if self._source is None:
-                raise UsageError(f"the {self.name} backend has no tokenizer", hint="pass tokenizer=... (a folder, a GGUF file or a hub name)")
+                raise UsageError(f"the {self.name} backend has no tokenizer", hint="pass tokenizer=... (a folder, GGUF file or hub name)")
             self._tokenizer = load_tokenizer(self._source)
             self.end_ids = end_token_ids(self._tokenizer)
         return self._tokenizer

@@ -89,7 +89,7 @@ class TGIBackend(ServedBackend):
                 done = True
             if len(seen) <= len(again):
                 if token != again[len(seen) - 1]:
-                    raise MalformedAnswer("TGI did not repeat its own greedy tokens", hint="the server's answers are not reproducible; try again")
+                    raise MalformedAnswer("TGI did not repeat its own greedy tokens", hint="its answers are not reproducible; try again")
                 continue
             yield Draft((token,), (top,), finish)
         if not done:

@@ -1,0 +1,141 @@
+"""The small model reads along: new tokens in, one reading a position out, with key-value caches that roll back."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from uld_offset_models.assistant import SmallModel
+
+
+@dataclass
+class Track:
+    """One text as the small model has read it: ids, and for each layer keys and values of shape (heads, tokens, head_dim)."""
+
+    tokens: list[int] = field(default_factory=list)
+    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def rollback(self, length: int) -> None:
+        """Forget everything after the first `length` tokens."""
+        self.tokens = self.tokens[:length]
+        self.layers = [(keys[:, :length], values[:, :length]) for keys, values in self.layers]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the small model thinks at one prefix.
+
+    `peak` is the largest excess log p_a(y|x) - log u over the whole vocabulary in nats, or an upper bound of it where that
+    already proves the position untouched. `gate` is c(x), None for an assistant without one.
+    """
+
+    peak: float
+    gate: float | None
+    hidden: Float[Tensor, " hidden"]
+    scorer: "Scorer"
+
+    def excess(self) -> Float[np.ndarray, " rows"]:
+        """log p_a(y|x) - log u(y) in nats for every real row of the vocabulary."""
+        return self.scorer.excess(self.hidden[None], None if self.gate is None else torch.tensor([self.gate]))[0].double().numpy()
+
+
+class Scorer:
+    """Runs a small model over new tokens of many texts at once; `threshold` (nats) is where a position counts as touched.
+
+    Most positions of a gated assistant are settled without its output head:
+    max_y log p_a(y|x) - log u <= c * ||h|| * max_y ||W_y - mean W||, for logsumexp(l) >= mean(l) + ln|B|.
+    """
+
+    def __init__(self, model: SmallModel, *, threshold: float = 0.0) -> None:
+        self.model = model
+        self.threshold = threshold
+        self.rows = int(model.head.shape[0])
+        self._mean = model.head.mean(0)
+        self._radius = float((model.head - self._mean).norm(dim=1).max())
+
+    @torch.inference_mode()
+    def excess(self, hidden: Float[Tensor, "n hidden"], gate: Float[Tensor, " n"] | None) -> Float[Tensor, "n rows"]:
+        """log p_a - log u in nats: log_softmax(c * W h) + ln|B|."""
+        logits = torch.nn.functional.linear(hidden, self.model.head).float()
+        if gate is not None:
+            logits = logits * gate[:, None]
+        return torch.log_softmax(logits, -1) + math.log(self.rows)
+
+    @torch.inference_mode()
+    def read(self, jobs: Sequence[tuple[Track, Sequence[int]]], *, every: bool = True) -> list[list[Reading]]:
+        """Feed each track its new tokens in one batched pass; one Reading after each new token (only the last: every=False)."""
+        jobs = [(track, list(new)) for track, new in jobs]
+        hidden = self._forward(jobs)
+        readings = []
+        for states, (_, new) in zip(hidden, jobs, strict=True):
+            wanted = states[: len(new)] if every else states[len(new) - 1 : len(new)]
+            readings.append(self._readings(wanted))
+        return readings
+
+    def _readings(self, hidden: Float[Tensor, "n hidden"]) -> list[Reading]:
+        gate = None if self.model.gate is None else self.model.gate(hidden)
+        limit = hidden.float().norm(dim=1) * self._radius
+        peaks = limit if gate is None else limit * gate
+        open_at = torch.nonzero(peaks > self.threshold).flatten()
+        if open_at.numel():
+            peaks = peaks.clone()
+            peaks[open_at] = self.excess(hidden[open_at], None if gate is None else gate[open_at]).max(-1).values
+        gates: list[float | None] = [None] * len(hidden) if gate is None else gate.tolist()
+        return [Reading(peak, c, h, self) for peak, c, h in zip(peaks.tolist(), gates, hidden, strict=True)]
+
+    def _forward(self, jobs: list[tuple[Track, list[int]]]) -> Float[Tensor, "batch tokens hidden"]:
+        from transformers import DynamicCache
+
+        device = self.model.head.device
+        past = max(len(track.tokens) for track, _ in jobs)
+        width = max(len(new) for _, new in jobs)
+        even = all(len(track.tokens) == past and len(new) == width for track, new in jobs)
+        ids = torch.zeros((len(jobs), width), dtype=torch.long)
+        where = torch.zeros((len(jobs), width), dtype=torch.long)
+        seen = torch.zeros((len(jobs), past + width), dtype=torch.long)
+        for row, (track, new) in enumerate(jobs):
+            ids[row, : len(new)] = torch.tensor(new)
+            where[row] = torch.arange(len(track.tokens), len(track.tokens) + width)
+            seen[row, : len(track.tokens)] = 1
+            seen[row, past : past + len(new)] = 1
+        cache = DynamicCache()
+        if past:
+            for layer in range(len(jobs[0][0].layers) or len(max((t for t, _ in jobs), key=lambda t: len(t.layers)).layers)):
+                cache.update(*self._stack([track for track, _ in jobs], layer, past), layer)
+        # Caches of unequal length are padded on the right; the mask hides the padding and positions stay each text's own.
+        out = self.model.backbone(
+            input_ids=ids.to(device),
+            attention_mask=None if even else seen.to(device),
+            position_ids=where.to(device),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        for row, (track, new) in enumerate(jobs):
+            track.layers = [self._take(kv, row, len(track.tokens), past, len(new)) for kv in cache.layers]
+            track.tokens = [*track.tokens, *new]
+        return out.last_hidden_state.float() if self.model.head.dtype == torch.float32 else out.last_hidden_state
+
+    def _stack(self, tracks: list[Track], layer: int, past: int) -> tuple[Tensor, Tensor]:
+        if len(tracks) == 1:
+            keys, values = tracks[0].layers[layer]
+            return keys[None], values[None]
+        shape = next(track.layers[layer][0] for track in tracks if track.layers)
+        stacked = []
+        for part in (0, 1):
+            rows = shape.new_zeros((len(tracks), shape.shape[0], past, shape.shape[2]))
+            for row, track in enumerate(tracks):
+                if track.layers:
+                    rows[row, :, : len(track.tokens)] = track.layers[layer][part]
+            stacked.append(rows)
+        return stacked[0], stacked[1]
+
+    def _take(self, kv: Any, row: int, old: int, past: int, new: int) -> tuple[Tensor, Tensor]:
+        if old == past:
+            return kv.keys[row, :, : past + new], kv.values[row, :, : past + new]
+        parts = [torch.cat([t[row, :, :old], t[row, :, past : past + new]], 1) for t in (kv.keys, kv.values)]
+        return parts[0], parts[1]

@@ -1,0 +1,83 @@
+"""From the small model's log-probabilities to the shift g, and from shift and report to the unlearned distribution q."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from uld_adapters.errors import UsageError
+from uld_adapters.logprobs import TopLogprobs
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the assistant is subtracted: alpha, the margin tau in nats (0: off) and the filter's ratio r (0: off).
+
+    ULD (arXiv 2406.08607), with our margin:  g(y) = -alpha * max(0, log p_a(y|x) - log u(y) - tau).
+    """
+
+    alpha: float = 0.75
+    margin: float = 3.0
+    filter: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.alpha < 0:
+            raise UsageError(f"alpha is {self.alpha}", hint="an assistant is subtracted with an alpha of 0 or more")
+        if self.margin < 0:
+            raise UsageError(f"margin is {self.margin} nats", hint="give 0 (off) or more; 3 is usual")
+        if not 0 <= self.filter < 1:
+            raise UsageError(f"filter is {self.filter}", hint="give a ratio in [0, 1); 0.01 is usual")
+
+
+def uld_shift(excess: Float[np.ndarray, "*shape"], rule: Rule) -> Float[np.ndarray, "*shape"]:
+    """g in nats from the excess log p_a(y|x) - log u(y); without a margin g(y) = -alpha * excess, of either sign."""
+    if rule.margin > 0:
+        return -rule.alpha * np.maximum(0.0, excess - rule.margin)
+    return -rule.alpha * excess
+
+
+def untouched(peak: float, rule: Rule) -> bool:
+    """Whether g is 0 for the whole vocabulary: the largest excess of all tokens is at most tau."""
+    return rule.alpha == 0 or (rule.margin > 0 and peak <= rule.margin)
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """q over the kept set F: `ids` and log q in nats (normalised over F), most probable first.
+
+    `unseen` bounds what the unreported tail could weigh beside Z_K: w = m * exp(max over v outside K of g(v)); 0 when F is
+    known to lie inside K. `beaten` says that no unreported token can score above the best of F.
+    """
+
+    ids: Int[np.ndarray, " kept"]
+    logprobs: Float[np.ndarray, " kept"]
+    log_normaliser: float
+    unseen: float
+    beaten: bool
+
+    @property
+    def bound(self) -> float:
+        """Total variation to the full-vocabulary ensemble is at most w / (Z_K + w)."""
+        return self.unseen / (np.exp(self.log_normaliser) + self.unseen) if self.unseen else 0.0
+
+
+def ensemble(top: TopLogprobs, shift: Float[np.ndarray, " rows"], ratio: float) -> Ensemble:
+    """q(y|x) = p_M(y|x) * exp(g(y)) / Z on F = {y in K : log p_M(y) >= max log p_M + ln r}, 0 elsewhere.
+
+    `shift` is g for every real row of the vocabulary; reported ids beyond it are padding and are dropped.
+    """
+    real = top.ids < shift.size
+    ids, logprobs = top.ids[real], top.logprobs[real]
+    floor = logprobs[0] + np.log(ratio) if ratio > 0 else -np.inf
+    inside = top.complete or logprobs[-1] < floor
+    kept = logprobs >= floor
+    score = logprobs[kept] + shift[ids[kept]]
+    log_z = float(np.logaddexp.reduce(score))
+    unseen, beaten = 0.0, True
+    if not inside:
+        outside = np.ones(shift.size, dtype=bool)
+        outside[ids] = False
+        highest = float(shift[outside].max(initial=-np.inf))
+        unseen = float(top.tail_mass * np.exp(highest)) if np.isfinite(highest) else 0.0
+        beaten = bool(score.max() >= logprobs[-1] + highest)
+    order = np.lexsort((ids[kept], -score))
+    return Ensemble(ids[kept][order], score[order] - log_z, log_z, unseen, beaten)
