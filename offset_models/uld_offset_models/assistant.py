@@ -1,6 +1,7 @@
 """The small model of ULD: a base cut to its first layers, a LoRA adapter on it, and a gate over its logits."""
 
 import hashlib
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,7 +102,8 @@ def load_base_tokenizer(path: Path) -> "PreTrainedTokenizerFast":
         tokenizer = AutoTokenizer.from_pretrained(str(path))
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"no tokenizer could be loaded from {path}: {str(error).splitlines()[0]}", hint="the base needs a tokenizer.json beside its weights"
+            f"no tokenizer could be loaded from {path}: {str(error).splitlines()[0]}",
+            hint="the base needs a tokenizer.json beside its weights",
         ) from error
     if not tokenizer.is_fast:
         raise UsageError(f"the tokenizer of {path} is not a fast one", hint="convert it to tokenizer.json first")
@@ -152,9 +154,18 @@ def real_rows(model: Any, tokenizer: Any) -> Tensor:
         raise UsageError("the base's output head has a bias", hint="choose a base with a plain linear head")
     if head.weight.shape[0] < len(tokenizer):
         raise UsageError(
-            f"the tokenizer has {len(tokenizer)} tokens but the base's head only {head.weight.shape[0]} rows", hint="use the base's own tokenizer"
+            f"the tokenizer has {len(tokenizer)} tokens but the base's head only {head.weight.shape[0]} rows",
+            hint="use the base's own tokenizer",
         )
     return head.weight.detach()[: len(tokenizer)]
+
+
+@contextmanager
+def tolerating_peft() -> Iterator[None]:
+    """Hide what peft 0.21 provokes: it reads names that transformers has deprecated, and that is not the caller's to act on."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*is_gradient_checkpointing.*")
+        yield
 
 
 @contextmanager

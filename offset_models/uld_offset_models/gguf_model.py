@@ -48,7 +48,7 @@ class Gguf:
     @classmethod
     def read(cls, path: Path) -> "Gguf":
         """Parse the header; raises `UsageError` when the file is none."""
-        blob = memoryview(np.memmap(path, dtype=np.uint8, mode="r"))  # pages are read when touched
+        blob = memoryview(np.memmap(path, dtype=np.uint8, mode="r"))  # type: ignore[arg-type]  # pages are read when touched
         try:
             return cls._parse(path, blob)
         except (struct.error, UnicodeDecodeError, KeyError) as error:

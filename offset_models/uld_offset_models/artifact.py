@@ -1,0 +1,235 @@
+"""A trained assistant as a folder: peft adapter, gate, tokenizer, card, and a manifest that pins every file by its SHA-256."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from uld_adapters.errors import ArtifactCorrupt, ArtifactMismatch, SaveFailed, UsageError
+from uld_offset_models.card import model_card
+
+if TYPE_CHECKING:
+    import torch
+
+    from uld_offset_models.assistant import Gate, SmallModel
+
+MANIFEST = "uld.json"
+GATE = "gate.safetensors"
+_RETRAIN = "train the assistant again, or restore the folder from its backup"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BaseReference(_Frozen):
+    """The model that the adapter sits on: `id` as the user gave it, SHA-256 of its weights, layers kept."""
+
+    id: str
+    sha256: str
+    layers: int = Field(ge=1)
+    truncated: bool = False
+
+
+class Manifest(_Frozen):
+    """`uld.json`. `margin` is in nats (0 = off), `data` maps a name to a hash of the rows, `files` a file to its SHA-256."""
+
+    format: Literal[1] = 1
+    method: Literal["uld"] = "uld"
+    preset: str
+    base: BaseReference
+    tokenizer_sha256: str
+    chat_template: bool
+    alpha: float = Field(gt=0)
+    margin: float = Field(ge=0)
+    filter: float = Field(gt=0, lt=1)
+    gate: bool
+    dtype: str
+    training: dict[str, Any]
+    data: dict[str, str]
+    versions: dict[str, str]
+    training_seconds: float
+    losses: dict[str, float]
+    steps: int
+    assistant_parameters: int
+    trainable_parameters: int
+    files: dict[str, str] = Field(default_factory=dict)
+    created: str
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A loaded assistant, ready for inference."""
+
+    path: Path
+    manifest: Manifest
+    model: "SmallModel"
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """Read and validate `uld.json`; imports neither torch nor peft. Raises `ArtifactCorrupt`."""
+    file = Path(path) / MANIFEST
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactCorrupt(
+            f"{path} is no assistant folder: {MANIFEST} cannot be read", hint="give the folder that `uld-sdk train -o` wrote"
+        ) from error
+    try:
+        value = json.loads(text)
+        if isinstance(value, dict) and value.get("format", 1) != 1:
+            raise ArtifactCorrupt(
+                f"{file} has format {value['format']!r}; this version reads format 1", hint="pip install --upgrade uld-sdk"
+            )
+        return Manifest.model_validate(value)
+    except json.JSONDecodeError as error:
+        raise ArtifactCorrupt(f"{file} is not whole JSON (line {error.lineno}: {error.msg})", hint=_RETRAIN) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactCorrupt(f"{file} is not a valid manifest: {where}: {first['msg']}", hint=_RETRAIN) from error
+
+
+def verify_files(path: Path, manifest: Manifest) -> None:
+    """Compare every file with its SHA-256 in the manifest; raises `ArtifactCorrupt` naming each that differs."""
+    wrong = []
+    for name, expected in manifest.files.items():
+        file = path / name
+        if Path(name).name != name or not file.is_file():
+            wrong.append(f"{name} is missing")
+        elif (found := _sha256(file)) != expected:
+            wrong.append(f"{name} differs ({file.stat().st_size} bytes, SHA-256 {found[:12]}…, expected {expected[:12]}…)")
+    required = {"adapter_config.json", "adapter_model.safetensors"} | ({GATE} if manifest.gate else set())
+    wrong += [f"{name} is not listed in {MANIFEST}" for name in sorted(required - manifest.files.keys())]
+    if wrong:
+        raise ArtifactCorrupt(f"{path} is not as it was saved: {'; '.join(wrong)}", hint=_RETRAIN)
+
+
+def load_artifact(path: str | Path, *, base: str | None = None, device: str = "cpu", dtype: "torch.dtype | None" = None) -> Artifact:
+    """Check every hash, load the base, merge the adapter (float32 by default) and return the assistant in eval mode.
+
+    Raises `ArtifactCorrupt` when files differ and `ArtifactMismatch` when base or tokenizer are not those of the training.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    verify_files(path, manifest)
+
+    import torch
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    from uld_adapters.vocabulary.tokens import load_tokenizer, tokenizer_fingerprint
+    from uld_offset_models.assistant import Gate, SmallModel, base_fingerprint, load_base, real_rows, tolerating_peft
+
+    name = base or manifest.base.id
+    try:
+        found = base_fingerprint(name)
+    except UsageError as error:
+        raise ArtifactMismatch(
+            f"the base of {path} was {manifest.base.id}, and {name} cannot be used: {error.message}",
+            hint="name the base model's place with assistant_base=... (--assistant-base)",
+        ) from error
+    if found != manifest.base.sha256:
+        raise ArtifactMismatch(
+            f"{path} was trained on {manifest.base.id} (SHA-256 {manifest.base.sha256[:12]}…), but {name} has SHA-256 {found[:12]}…",
+            hint="give the same base model with assistant_base=... (--assistant-base), or train again on this one",
+        )
+    tokenizer = load_tokenizer(path)
+    model, base_tokenizer = load_base(name, layers=manifest.base.layers, dtype=torch.float32)
+    for owner, theirs in ((f"the folder {path}", tokenizer), (f"the base {name}", base_tokenizer)):
+        if (print_ := tokenizer_fingerprint(theirs)) != manifest.tokenizer_sha256:
+            raise ArtifactMismatch(
+                f"{path} was trained with tokenizer {manifest.tokenizer_sha256[:12]}…, but the tokenizer of {owner} is {print_[:12]}…",
+                hint="give the base model that the assistant was trained on",
+            )
+    with tolerating_peft():
+        merged = PeftModel.from_pretrained(model, str(path)).merge_and_unload()
+    gate = None
+    if manifest.gate:
+        gate = Gate(merged.config.hidden_size)
+        gate.load_state_dict(load_file(str(path / GATE)))
+        gate = gate.to(device).eval().requires_grad_(False)
+    merged = merged.to(device=device, dtype=dtype or torch.float32).eval().requires_grad_(False)
+    return Artifact(path, manifest, SmallModel(merged.base_model, real_rows(merged, tokenizer), gate, tokenizer))
+
+
+def save_artifact(
+    output: str | Path, *, adapter: Any, gate: "Gate | None", tokenizer: Any, manifest: Manifest, overwrite: bool = False
+) -> Manifest:
+    """Write the folder beside its final name and rename it at the end; returns the manifest with the files' hashes.
+
+    `adapter` is a peft model. Folder mode 0700, files 0600. Raises `SaveFailed` (and leaves nothing under `output`) when the
+    disk is full or not writable.
+    """
+    output = Path(output)
+    check_output(output, overwrite=overwrite)
+    with saving(output) as folder:
+        from safetensors.torch import save_file
+
+        adapter.save_pretrained(str(folder), safe_serialization=True)
+        if gate is not None:
+            save_file({name: value.detach().float().cpu().contiguous() for name, value in gate.state_dict().items()}, str(folder / GATE))
+        tokenizer.save_pretrained(str(folder))
+        (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
+        manifest = manifest.model_copy(update={"files": {file.name: _sha256(file) for file in sorted(folder.iterdir()) if file.is_file()}})
+        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return manifest
+
+
+def check_output(output: Path, *, overwrite: bool) -> None:
+    """Refuse to replace a folder unless told to, and anything that is no assistant folder even then."""
+    if output.is_dir() and not any(output.iterdir()):
+        return
+    if output.exists() and not overwrite:
+        raise UsageError(f"{output} already exists", hint="choose another -o/--output, or add --overwrite")
+    if output.exists() and not (output / MANIFEST).is_file():
+        raise UsageError(f"{output} exists and is no assistant folder", hint="choose another -o/--output")
+
+
+@contextmanager
+def saving(output: Path) -> Iterator[Path]:
+    """A private folder that takes the name `output` when the block ends well, and vanishes when it does not."""
+    folder = output.with_name(f".{output.name}.{os.getpid()}.part")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700)
+        yield folder
+        for file in folder.iterdir():
+            file.chmod(0o600)
+        if output.exists():
+            old = output.with_name(f".{output.name}.{os.getpid()}.old")
+            output.rename(old)
+            folder.rename(output)
+            shutil.rmtree(old)
+        else:
+            folder.rename(output)
+    except OSError as error:
+        raise _save_failed(output, error) from error
+    except Exception as error:
+        if "No space left" in str(error):  # safetensors wraps the system's error in its own class
+            raise _save_failed(output, error) from error
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _save_failed(output: Path, error: Exception) -> SaveFailed:
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    what = "the disk is full" if full else str(error)
+    return SaveFailed(
+        f"{output} could not be written: {what}", hint="free some space or choose another -o/--output; nothing half-written was left"
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
