@@ -1,0 +1,43 @@
+"""`uld-sdk demo`: the whole job once, with a real model behind a real server on this machine."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from uld_sdk.cli.options import Json
+from uld_sdk.cli.output import note, print_json
+
+
+def demo(
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", file_okay=False, help="Folder of the report.")] = Path("runs/demo"),
+    top_logprobs: Annotated[int, typer.Option("--top-logprobs", min=1, help="Log-probabilities to ask for at each token.")] = 20,
+    preset: Annotated[str, typer.Option("--preset", help="gated, paper or release.")] = "gated",
+    max_seconds: Annotated[float | None, typer.Option("--max-seconds", min=1.0, help="Longest training.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Training steps.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", exists=True, file_okay=False, help="Folder with (forget|retain)_(train|holdout).jsonl of your own topic."),
+    ] = None,
+    small: Annotated[bool, typer.Option("--small", help="A few rows and steps only, to see it run.")] = False,
+    open_report: Annotated[bool, typer.Option("--open", help="Open the HTML report in a browser.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train an assistant for SmolLM2-135M-Instruct, serve the model by llama.cpp, and answer before and after."""
+    note("loading the demo")
+    from uld_sdk.demo import run
+
+    report = run(
+        output=output,
+        top_logprobs=top_logprobs,
+        preset=preset,
+        max_seconds=max_seconds,
+        steps=steps,
+        data=data,
+        small=small,
+        open_report=open_report,
+        on_line=note if as_json else print,
+    )
+    if as_json:
+        print_json(report)

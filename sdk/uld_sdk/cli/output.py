@@ -1,0 +1,119 @@
+"""What commands print: JSON and tables on stdout, progress and reports on stderr."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from uld_adapters.errors import StreamInterrupted
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from uld_sdk.result import Piece, Result
+
+
+def stdout() -> "Console":
+    """A rich console on stdout."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=False)
+
+
+def stderr() -> "Console":
+    """A rich console on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, ensure_ascii=False, indent=2), flush=True)
+
+
+def note(text: str) -> None:
+    """A line on stderr."""
+    print(text, file=sys.stderr)
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """A spinner with the time that went by, on stderr and only on a terminal."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = stderr()
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True) as progress:
+        progress.add_task(what, total=None)
+        yield
+
+
+def table(title: str, columns: Iterable[str], rows: Iterable[Sequence[object]]) -> "Table":
+    """A rich table of plain text; numbers and names are not taken for markup."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(title=title or None, title_justify="left")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(_shown(cell)) for cell in row))
+    return made
+
+
+def facts(title: str, values: dict[str, object]) -> "Table":
+    """A table of two columns: what, and how much."""
+    return table(title, ("", ""), values.items())
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def print_stream(pieces: "Iterable[Piece]", *, live: bool) -> "Result":
+    """Write an answer to stdout, piece by piece if `live`, else at its end: a refusal takes back what came before it."""
+    result = None
+    for piece in pieces:
+        result = piece.result or result
+        if live:
+            sys.stdout.write(piece.text)
+            sys.stdout.flush()
+    if result is None:
+        raise StreamInterrupted("the answer ended without a result", hint="ask again")
+    print("" if live else result.text, flush=True)
+    return result
+
+
+def report_facts(result: "Result") -> dict[str, object]:
+    """The report of one answer in words."""
+    report = result.report
+    return {
+        "finish reason": result.finish_reason,
+        "tokens (prompt, answer)": f"{result.usage.prompt_tokens}, {result.usage.completion_tokens}",
+        "requests": report.requests,
+        "drafted, accepted": f"{report.drafted}, {report.accepted}",
+        "untouched positions": f"{report.untouched} of {report.positions}",
+        "changed by the assistant": report.changed,
+        "exact positions": f"{report.exact} of {report.positions}",
+        "largest bound": report.largest_bound,
+        "seconds (server, small model, total)": f"{report.seconds_server:.2f}, {report.seconds_small:.2f}, {report.seconds_total:.2f}",
+        "mode": report.mode,
+        "the answer is the model's own": result.untouched,
+    }
+
+
+def trace_table(result: "Result") -> "Table":
+    """Token by token: what the server drafted, what stands, and what the gate said."""
+    rows = [
+        (index, repr(step.text), repr(step.remote_text) if step.changed else "", step.gate, step.peak, step.touched, step.exact)
+        for index, step in enumerate(result.report.trace)
+    ]
+    return table("token by token", ("", "token", "instead of", "gate", "peak (nats)", "touched", "exact"), rows)

@@ -1,0 +1,108 @@
+"""`uld-sdk train`: data and a base model in, the folder of an assistant out."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from uld_adapters.errors import UsageError
+from uld_sdk.cli.options import Json, spread
+from uld_sdk.cli.output import facts, print_json, stdout
+
+DATA = "Data"
+MODEL = "Assistant"
+RUN = "Run"
+REQUIRED = ("base", "forget", "retain", "output")
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Every argument of `uld_sdk.train` as a flag; what is not given comes from the recipe, then from the preset."""
+
+    base: Annotated[
+        str | None, typer.Option("--base", help="Base model: folder, hub name or GGUF file.", rich_help_panel=MODEL, show_default=False)
+    ] = None
+    forget: Annotated[
+        str | None,
+        typer.Option("--forget", help="What to forget: JSONL, CSV, Parquet, a datasets folder or hub name.", rich_help_panel=DATA),
+    ] = None
+    retain: Annotated[str | None, typer.Option("--retain", help="What to keep, in the same forms.", rich_help_panel=DATA)] = None
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Folder to make.", rich_help_panel=RUN)] = None
+    method: Annotated[str | None, typer.Option("--method", help="uld.", rich_help_panel=MODEL)] = None
+    preset: Annotated[str | None, typer.Option("--preset", help="gated, paper or release.", rich_help_panel=MODEL)] = None
+    layers: Annotated[int | None, typer.Option("--layers", min=1, help="Keep only the first layers.", rich_help_panel=MODEL)] = None
+    rank: Annotated[int | None, typer.Option("--rank", min=1, help="Rank of the LoRA matrices.", rich_help_panel=MODEL)] = None
+    weight: Annotated[float | None, typer.Option("--weight", help="Weight of the uniform loss.", rich_help_panel=MODEL)] = None
+    alpha: Annotated[float | None, typer.Option("--alpha", help="Strength of the correction.", rich_help_panel=MODEL)] = None
+    margin: Annotated[float | None, typer.Option("--margin", min=0.0, help="Dead zone in nats.", rich_help_panel=MODEL)] = None
+    filter: Annotated[
+        float | None, typer.Option("--filter", help="Least share of the top probability that a candidate needs.", rich_help_panel=MODEL)
+    ] = None
+    chat_template: Annotated[
+        bool | None, typer.Option("--chat-template/--no-chat-template", help="Render rows by the base's template.", rich_help_panel=DATA)
+    ] = None
+    max_length: Annotated[int | None, typer.Option("--max-length", min=2, help="Longest row in tokens.", rich_help_panel=DATA)] = None
+    holdout: Annotated[
+        float | None, typer.Option("--holdout", min=0.0, max=0.9, help="Share of the retain set to watch.", rich_help_panel=DATA)
+    ] = None
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.", rich_help_panel=RUN)] = None
+    epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data.", rich_help_panel=RUN)] = None
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Rows a step.", rich_help_panel=RUN)] = None
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Peak of the schedule.", rich_help_panel=RUN)] = None
+    seed: Annotated[int | None, typer.Option("--seed", help="Of adapter, order and sampling.", rich_help_panel=RUN)] = None
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda.", rich_help_panel=RUN)] = None
+    dtype: Annotated[str | None, typer.Option("--dtype", help="auto, float32, bfloat16.", rich_help_panel=RUN)] = None
+    stop_untouched: Annotated[
+        float | None,
+        typer.Option("--stop-untouched", min=0.0, max=1.0, help="Stop at this untouched share of the hold-out.", rich_help_panel=RUN),
+    ] = None
+    max_seconds: Annotated[float | None, typer.Option("--max-seconds", min=0.0, help="Stop after this time.", rich_help_panel=RUN)] = None
+    checkpoint_every: Annotated[int | None, typer.Option("--checkpoint-every", min=1, help="Steps.", rich_help_panel=RUN)] = None
+    resume: Annotated[bool | None, typer.Option("--resume", help="Go on from the last checkpoint.", rich_help_panel=RUN)] = None
+    overwrite: Annotated[bool | None, typer.Option("--overwrite", help="Replace the output folder.", rich_help_panel=RUN)] = None
+    progress: Annotated[bool | None, typer.Option("--progress/--no-progress", help="Bar on stderr.", rich_help_panel=RUN)] = None
+
+    def chosen(self) -> dict[str, Any]:
+        """The flags that were given, named as the arguments of `train`."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@spread
+def train(
+    options: TrainingOptions,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", "-r", exists=True, dir_okay=False, help="YAML with any of these options; flags win.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train an assistant that remembers the forget set, and is unsure of everything else."""
+    settings = options.chosen()
+    if recipe is not None:
+        from uld_offset_models.recipes import read_recipe
+
+        settings = {**read_recipe(recipe), **settings}
+    missing = [f"--{name}" for name in REQUIRED if name not in settings]
+    if missing:
+        raise UsageError(f"missing {', '.join(missing)}", hint="give them as flags, or name them in a --recipe")
+
+    from uld_sdk.training import train as run
+
+    result = run(**settings)
+    manifest = result.manifest.model_dump(mode="json")
+    if as_json:
+        print_json({"path": str(result.path), "seconds": result.seconds, "manifest": manifest})
+        return
+    stdout().print(
+        facts(
+            "",
+            {
+                "assistant": str(result.path),
+                "seconds": result.seconds,
+                "steps": manifest["steps"],
+                **{f"{name} loss": value for name, value in manifest["losses"].items()},
+                "parameters": manifest["assistant_parameters"],
+                "trained": manifest["trainable_parameters"],
+            },
+        )
+    )
