@@ -1,6 +1,7 @@
 """HTTP to a model server: one client, retries, server-sent events. The only module that imports the HTTP library."""
 
 import json
+import random
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,7 +10,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx2 as httpx
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
 from uld_adapters.errors import (
     AuthenticationFailed,
@@ -24,6 +25,7 @@ from uld_adapters.errors import (
     UsageError,
 )
 
+FIRST_WAIT = 0.25  # seconds
 LONGEST_WAIT = 60.0  # seconds; a server that asks for more is not waited for any longer
 _CONTEXT = re.compile(r"context (length|size|window)|max_new_tokens` must be <=|max_total_tokens|exceed_context", re.IGNORECASE)
 
@@ -33,13 +35,16 @@ def retryable(error: BaseException) -> bool:
     return isinstance(error, BackendError) and error.retryable
 
 
-def wait_before_retry(state: RetryCallState) -> float:
-    """Seconds to wait: the server's Retry-After, else exponential from a quarter of a second, with jitter."""
-    error = state.outcome.exception() if state.outcome else None
+def seconds_before_retry(attempt: int, error: BaseException | None) -> float:
+    """Seconds to wait before trying again: the server's Retry-After, else doubling from a quarter of a second, with jitter."""
     asked = getattr(error, "retry_after", None)
     if asked is not None:
         return float(min(asked, LONGEST_WAIT))
-    return float(wait_exponential_jitter(initial=0.25, max=8.0, jitter=0.25)(state))
+    return FIRST_WAIT * min(32.0, 2.0 ** (attempt - 1)) * (1.0 + random.random())
+
+
+def _wait(state: RetryCallState) -> float:
+    return seconds_before_retry(state.attempt_number, state.outcome.exception() if state.outcome else None)
 
 
 def _retry_after(headers: httpx.Headers) -> float | None:
@@ -126,7 +131,7 @@ class HttpClient:
     def retrying(self) -> AsyncRetrying:
         """The retry rule as a tenacity controller."""
         return AsyncRetrying(
-            stop=stop_after_attempt(self.max_retries + 1), wait=wait_before_retry, retry=retry_if_exception(retryable), reraise=True
+            stop=stop_after_attempt(self.max_retries + 1), wait=_wait, retry=retry_if_exception(retryable), reraise=True
         )
 
     async def request(self, method: str, path: str, body: Any = None) -> Any:

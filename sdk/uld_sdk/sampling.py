@@ -1,9 +1,11 @@
 """The user's sampling, applied to a distribution after unlearning, and random numbers keyed by (seed, position)."""
 
-from dataclasses import dataclass
+import secrets
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
+
 from uld_adapters.backend import Capabilities, ServerSampling
 from uld_adapters.errors import UsageError
 
@@ -38,6 +40,10 @@ class Sampling:
     def for_server(self) -> ServerSampling:
         """The same options for a server that samples its draft itself."""
         return ServerSampling(self.temperature, self.top_k, self.top_p, self.min_p)
+
+    def with_fresh_seed(self) -> "Sampling":
+        """The same options with a random seed."""
+        return replace(self, seed=secrets.randbits(63))
 
     def server_can(self, capabilities: Capabilities) -> bool:
         """Whether the server's own sampler can apply all the options, in this order."""

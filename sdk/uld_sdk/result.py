@@ -1,0 +1,122 @@
+"""What a call returns: text, ids, and a report that says what was done and how sure it is."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Step:
+    """One position of an answer, kept with trace=True.
+
+    `remote_id` is what the remote wrote there, `gate` the assistant's c(x), `peak` its largest log p_a - log u in nats (an
+    upper bound where that settled it).
+    """
+
+    token_id: int
+    text: str
+    remote_id: int
+    remote_text: str
+    gate: float | None
+    peak: float | None
+    touched: bool
+    changed: bool
+    exact: bool
+
+
+@dataclass
+class Report:
+    """How an answer came about.
+
+    `drafted` tokens came from the server, `accepted` stood. Of `positions` verified, `untouched` are proved to be the
+    remote's own, `changed` carry another token than the remote wrote, `exact` are those of the full-vocabulary
+    distribution; at the others the total variation is at most `largest_bound`. `retokenised` counts how often a server that
+    takes text only was continued from another split of the same text.
+    """
+
+    mode: str = "greedy"
+    top_logprobs: int | None = None
+    requests: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    positions: int = 0
+    untouched: int = 0
+    changed: int = 0
+    exact: int = 0
+    largest_bound: float = 0.0
+    retokenised: int = 0
+    seconds_server: float = 0.0
+    seconds_small: float = 0.0
+    seconds_total: float = 0.0
+    seconds_first_token: float | None = None
+    trace: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of the prompt and of the answer (the end token counts)."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """An answer. `finish_reason` is "stop" (end token or stop string), "length" or "refusal"."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    usage: Usage
+    report: Report = field(repr=False)
+    stop_sequence: str | None = None
+
+    @property
+    def untouched(self) -> bool:
+        """Whether every position is proved untouched: the answer is the remote's own, token for token."""
+        return self.finish_reason != "refusal" and self.report.untouched == self.report.positions
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able dictionary of all of it."""
+        return {**asdict(self), "token_ids": list(self.token_ids), "untouched": self.untouched}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of a stream: verified text and ids. The last one carries `finish_reason` and the whole `result`.
+
+    After a refusal `replaces` is set: what was streamed before is to be taken back, and `text` is the refusal.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    finish_reason: str | None = None
+    result: Result | None = None
+    replaces: bool = False
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """Log-probability of a given text under the unlearned model, in nats: `lower` <= log q <= `upper`, a value a token.
+
+    The bounds differ where the server's top k leaves the normaliser or the token itself open; -inf means that the token is
+    outside the kept set, so that the unlearned model never writes it.
+    """
+
+    token_ids: tuple[int, ...]
+    lower: tuple[float, ...]
+    upper: tuple[float, ...]
+    untouched: int
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Lower and upper bound of the whole text's log-probability in nats."""
+        return sum(self.lower), sum(self.upper)
+
+    @property
+    def logprob(self) -> float:
+        """The whole text's log-probability in nats, at the upper bound."""
+        return sum(self.upper)
+
+    @property
+    def exact(self) -> bool:
+        return self.lower == self.upper
