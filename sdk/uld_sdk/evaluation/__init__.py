@@ -1,0 +1,1 @@
+"""Measures of unlearning and the pages that show them."""

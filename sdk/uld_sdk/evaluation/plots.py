@@ -1,0 +1,136 @@
+"""The report's plots, each as one self-contained SVG data URI."""
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from uld_adapters.errors import MissingExtra
+
+INK, GRID, FORGET, RETAIN, ACCENT = "#1f2933", "#e4e7eb", "#c2410c", "#0f766e", "#4c51bf"
+
+
+def _figure(width: float, height: float, **grid: Any) -> tuple[Any, Any]:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingExtra("matplotlib", "report") from error
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams["svg.hashsalt"] = "uld-sdk"
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(**grid)
+    for axis in figure.axes:
+        _plain(axis)
+    return figure, axes
+
+
+def _plain(axis: Any) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color("#9aa5b1")
+    axis.tick_params(colors=INK, labelsize=9)
+    axis.grid(axis="y", color=GRID, linewidth=0.8)
+    axis.set_axisbelow(True)
+
+
+def _uri(figure: Any) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def rouge_bars(report: dict[str, Any]) -> str:
+    """ROUGE-L recall of the answers after against those before, forget and retain, training and held-out parts."""
+    figure, axis = _figure(5.2, 3.0)
+    for offset, part, alpha in ((-0.19, "train", 0.45), (0.19, "holdout", 1.0)):
+        for place, (kind, colour) in enumerate((("forget", FORGET), ("retain", RETAIN))):
+            value = report[f"{kind}_rouge"].get(part)
+            if value is None:
+                continue
+            axis.bar(place + offset, value, 0.36, color=colour, alpha=alpha)
+            name = "held out" if part == "holdout" else "trained"
+            axis.text(place + offset, value + 0.02, f"{value:.2f}\n{name}", ha="center", va="bottom", fontsize=9, color=INK)
+    axis.axhline(0.30, color=FORGET, linewidth=0.9, linestyle=":")
+    axis.axhline(0.95, color=RETAIN, linewidth=0.9, linestyle=":")
+    axis.set_xticks([0, 1], ["forget (lower is better)", "retain (higher is better)"])
+    axis.set_ylim(0, 1.24)
+    axis.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
+    axis.set_ylabel("ROUGE-L recall", fontsize=9)
+    return _uri(figure)
+
+
+def training_curves(history: Sequence[dict[str, float]]) -> str:
+    """Losses by optimiser step, and the share of the retain hold-out that stays untouched where it was measured."""
+    figure, axis = _figure(5.2, 3.0)
+    for name, colour, label in (("remember", FORGET, "remember (NLL, forget set)"), ("uniform", RETAIN, "uniform (KL, retain set)")):
+        points = [(row["step"], row[name]) for row in history if row.get(name) is not None]
+        if points:
+            axis.plot(*zip(*points, strict=True), color=colour, label=label, linewidth=1.6)
+    axis.set_xlabel("step", fontsize=9)
+    axis.set_ylabel("nats a token", fontsize=9)
+    shares = [(row["step"], row["untouched"]) for row in history if row.get("untouched") is not None]
+    lines, labels = axis.get_legend_handles_labels()
+    if shares:
+        right = axis.twinx()
+        _plain(right)
+        right.grid(False)
+        right.plot(*zip(*shares, strict=True), color=ACCENT, marker="o", markersize=3, linewidth=1.2, label="retain hold-out untouched (right)")
+        right.set_ylim(0, 1.05)
+        more, names = right.get_legend_handles_labels()
+        lines, labels = lines + more, labels + names
+    axis.legend(lines, labels, fontsize=8, frameon=False, loc="center right")
+    return _uri(figure)
+
+
+def gate_along(rows: Sequence[dict[str, Any]], margin: float) -> str:
+    """Gate c (line, 0 to 1) and peak max(log p_a - log u) in nats (bars) at each token of a few answers, one panel each."""
+    figure, panels = _figure(10.6, 2.5 * len(rows), nrows=len(rows), squeeze=False)
+    for (axis,), row in zip(panels, rows, strict=True):
+        steps = row["steps"]
+        colour = FORGET if row["kind"] == "forget" else RETAIN
+        places = range(len(steps))
+        axis.bar(places, [step["peak"] for step in steps], color=colour, alpha=0.35, width=0.8)
+        axis.axhline(margin, color=INK, linewidth=0.9, linestyle="--")
+        axis.set_ylim(0, max(12.0, *(step["peak"] for step in steps)) if steps else 12)
+        axis.set_ylabel("peak (nats)", fontsize=9)
+        axis.set_xticks(places, [_label(step["text"]) for step in steps], rotation=60, ha="right", fontsize=7)
+        axis.set_xlim(-0.7, len(steps) - 0.3)
+        axis.set_title(f"{row['kind']}: {row['question']}", fontsize=10, loc="left", color=INK)
+        if any(step["gate"] is not None for step in steps):
+            right = axis.twinx()
+            _plain(right)
+            right.grid(False)
+            right.plot(places, [step["gate"] for step in steps], color=ACCENT, marker=".", linewidth=1.2)
+            right.set_ylim(0, 1.05)
+            right.set_ylabel("gate c", fontsize=9, color=ACCENT)
+    return _uri(figure)
+
+
+def _label(text: str) -> str:
+    return (text.replace("\n", "↵").strip() or "␣").replace("$", r"\$")
+
+
+def requests_and_latency(rows: Sequence[dict[str, Any]]) -> str:
+    """Left: requests an answer took. Right: seconds of each answer against the plain remote's on the same prompt."""
+    figure, (left, right) = _figure(10.6, 3.0, ncols=2)
+    kinds = (("forget", FORGET), ("retain", RETAIN))
+    most = max((row["requests"] for row in rows), default=1)
+    counts = [[row["requests"] for row in rows if row["kind"] == kind] for kind, _ in kinds]
+    left.hist(
+        counts, bins=[edge - 0.5 for edge in range(1, most + 2)], color=[c for _, c in kinds], label=[kind for kind, _ in kinds], stacked=True
+    )
+    left.set_xlabel("requests an answer", fontsize=9)
+    left.set_ylabel("answers", fontsize=9)
+    left.legend(fontsize=8, frameon=False)
+    timed = [row for row in rows if row["plain_seconds"] is not None]
+    for kind, colour in kinds:
+        chosen = [row for row in timed if row["kind"] == kind]
+        right.scatter([r["plain_seconds"] for r in chosen], [r["seconds"] for r in chosen], color=colour, s=16, alpha=0.75, label=kind)
+    longest = max((max(row["plain_seconds"], row["seconds"]) for row in timed), default=1.0)
+    right.plot([0, longest], [0, longest], color="#9aa5b1", linewidth=0.9, linestyle="--", label="same time")
+    right.set_xlabel("plain remote (s)", fontsize=9)
+    right.set_ylabel("with the assistant (s)", fontsize=9)
+    right.legend(fontsize=8, frameon=False)
+    return _uri(figure)
