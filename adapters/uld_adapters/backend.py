@@ -18,6 +18,7 @@ class ServerSampling:
 
     @property
     def greedy(self) -> bool:
+        """Whether the server writes its most probable tokens."""
         return self.temperature == 0.0
 
 
@@ -69,7 +70,7 @@ class Backend(Protocol):
         """Like `stream`, but one whole piece."""
 
     async def score(self, prefix: Sequence[int], continuation: Sequence[int]) -> Score:
-        """log p_M of each token of the continuation in nats, with K at each position."""
+        """Log p_M of each token of the continuation in nats, with K at each position."""
 
     def resume(self, prefix: Sequence[int]) -> Sequence[int] | None:
         """The ids from which the server can go on after this prefix.

@@ -108,7 +108,7 @@ class AsyncUnlearnedClient:
 
         artifact = load_artifact(self._assistant, base=self._assistant_base, device=self._device)
         if artifact.manifest.method != "uld":
-            raise ArtifactMismatch(f"{self._assistant} holds a {artifact.manifest.method} model, not an assistant", hint="train with --method uld")
+            raise ArtifactMismatch(f"{self._assistant} holds no assistant but method {artifact.manifest.method}", hint="use --method uld")
         self._small_tokenizer = artifact.model.tokenizer
         self._worker = SmallWorker(Scorer(artifact.model, threshold=self.rule.margin))
 

@@ -265,7 +265,8 @@ class Answer:
             if token == drafted or self._sendable(token):
                 return token
         raise RequestRejected(
-            "no token that may stand here can be sent back to this server as text", hint="use a server that takes token ids, or a larger top_logprobs"
+            "no token that may stand here can be sent back to this server as text",
+            hint="use a server that takes token ids, or a larger top_logprobs",
         )
 
     def _sendable(self, token: int) -> bool:

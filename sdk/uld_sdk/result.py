@@ -119,4 +119,5 @@ class ScoreResult:
 
     @property
     def exact(self) -> bool:
+        """Whether the bounds are one value."""
         return self.lower == self.upper

@@ -34,6 +34,7 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
+        """Whether the best token is taken at every position."""
         return self.temperature == 0.0
 
     @property

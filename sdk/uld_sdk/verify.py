@@ -6,9 +6,9 @@ from enum import StrEnum
 from typing import Protocol
 
 import numpy as np
+
 from uld_adapters.logprobs import TopLogprobs
 from uld_offset_models.shift import Ensemble, Rule, ensemble, uld_shift, untouched
-
 from uld_sdk.sampling import Sampling, gumbel, process
 
 
@@ -24,12 +24,15 @@ class SmallReading(Protocol):
     """What the small model thinks at one prefix (uld_offset_models.scorer.Reading)."""
 
     @property
-    def peak(self) -> float: ...
+    def peak(self) -> float:
+        """The largest excess log p_a - log u in nats, or an upper bound of it."""
 
     @property
-    def gate(self) -> float | None: ...
+    def gate(self) -> float | None:
+        """c(x), None without a gate."""
 
-    def excess(self) -> np.ndarray: ...
+    def excess(self) -> np.ndarray:
+        """log p_a(y|x) - log u(y) in nats, shape (rows,)."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Verdict:
 
     @property
     def token(self) -> int:
+        """The best of the ranking."""
         return self.ranking[0]
 
 
