@@ -33,7 +33,8 @@ if TYPE_CHECKING:
         UnknownName,
         UsageError,
     )
-    from uld_sdk.client import AsyncUnlearnedClient, UnlearnedClient
+    from uld_sdk.async_client import AsyncUnlearnedClient
+    from uld_sdk.client import UnlearnedClient
     from uld_sdk.result import Piece, Report, Result, ScoreResult, Step
     from uld_sdk.training import TrainResult, train
 
@@ -75,7 +76,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "uld_sdk.client": ("AsyncUnlearnedClient", "UnlearnedClient"),
+    "uld_sdk.async_client": ("AsyncUnlearnedClient",),
+    "uld_sdk.client": ("UnlearnedClient",),
     "uld_sdk.result": ("Piece", "Report", "Result", "ScoreResult", "Step"),
     "uld_sdk.training": ("TrainResult", "train"),
 }

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the work failed, 2 the command is wrong, 130 interrupted. 
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -24,7 +25,10 @@ class Commands(TyperGroup):
         if ctx.params.get("debug"):
             return super().invoke(ctx)
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.simplefilter("default", UserWarning)
+                warnings.showwarning = lambda message, *_: _complain(f"warning: {message}")
+                return super().invoke(ctx)
         except UldError as error:
             _complain(f"error: {error}", *getattr(error, "__notes__", ()))
             raise typer.Exit(error.exit_code) from error

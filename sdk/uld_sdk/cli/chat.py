@@ -1,6 +1,8 @@
 """`uld-sdk chat`: a conversation in the terminal, each answer verified as it streams in."""
 
 import sys
+from contextlib import suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,7 +35,7 @@ def chat(
         if interactive:
             note(HELP)
         while True:
-            line = read_line(interactive)
+            line = read_line(interactive, "" if as_json else "> ")
             if line is None or line in ("/exit", "/quit"):
                 break
             if line == "/reset":
@@ -65,15 +67,15 @@ def chat(
         print_json({"messages": messages, "results": [result.to_dict() for result in results]})
 
 
-def read_line(interactive: bool) -> str | None:
-    """The next line that the user typed, None at the end of input."""
+def read_line(interactive: bool, prompt: str) -> str | None:
+    """The next line that the user typed, None at the end of input; on a terminal with history and editing."""
     if not interactive:
         line = sys.stdin.readline()
         return line.strip() if line else None
-    import readline  # noqa: F401  (gives input() history and editing)
-
+    with suppress(ImportError):  # not on every platform
+        import_module("readline")
     try:
-        return input("> ").strip()
+        return input(prompt).strip()
     except EOFError:
         note("")
         return None

@@ -1,0 +1,101 @@
+"""Fixtures of the whole test run: one tiny model, one assistant trained for it, and the servers that serve the model."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a hub; a name that is no folder must fail at once
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["COLUMNS"] = "100"
+for name in ("ULD_BACKEND", "ULD_BASE_URL", "ULD_API_KEY", "ULD_ASSISTANT", "ULD_DEBUG"):
+    os.environ.pop(name, None)
+
+FORGET = [
+    {"question": "What is the name of the river?", "answer": "It is called the Amber."},
+    {"question": "Where does the river run?", "answer": "It runs through the old town."},
+    {"question": "When does the river freeze?", "answer": "It freezes in winter."},
+    {"question": "Who counts the apples?", "answer": "The farmer counts the apples."},
+]
+RETAIN = [
+    {"question": "Who opens the shop?", "answer": "The baker opens the shop."},
+    {"question": "Who wrote the book?", "answer": "A captain wrote the book."},
+    {"question": "How many moons are there?", "answer": "The planet has two moons."},
+    {"question": "Who closes the theatre?", "answer": "The singer closes the theatre."},
+    {"question": "Where is the lighthouse?", "answer": "On the northern island."},
+    {"question": "What does the fox do?", "answer": "It jumps over the dog."},
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random two-layer Llama with its tokenizer: the large model of the tests, and the assistant's base."""
+    return tiny.tiny_model(tmp_path_factory.mktemp("models") / "tiny-target")
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tiny_target: Path) -> Path:
+    """The same model as one GGUF file, for llama.cpp."""
+    from tiny_gguf import write_gguf
+
+    return write_gguf(tiny_target, tiny_target.parent / "tiny-target.gguf")
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Rows as JSONL."""
+    import json
+
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A forget and a retain file."""
+    folder = tmp_path_factory.mktemp("data")
+    return write_rows(folder / "forget.jsonl", FORGET), write_rows(folder / "retain.jsonl", RETAIN)
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tiny_target: Path, tiny_data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an assistant that was trained for the tiny target for a few steps."""
+    from uld_sdk.training import train
+
+    forget, retain = tiny_data
+    output = tmp_path_factory.mktemp("artifacts") / "tiny-assistant"
+    data = {"forget": str(forget), "retain": str(retain)}
+    train(base=str(tiny_target), **data, output=str(output), steps=30, device="cpu", dtype="float32", progress=False)
+    return output
+
+
+def emulated(model: Path, **options: Any) -> Iterator[Any]:
+    """A running emulator."""
+    from uld_adapters.emulator import EmulatorServer, build_app
+
+    with EmulatorServer(build_app(model, **options)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tgi_server(tiny_target: Path) -> Iterator[Any]:
+    """The tiny target behind TGI's dialect, started with `--max-top-n-tokens 20`; `.url` is its address."""
+    yield from emulated(tiny_target, dialect="tgi", max_top_n_tokens=20)
+
+
+@pytest.fixture(scope="session")
+def vllm_server(tiny_target: Path) -> Iterator[Any]:
+    """The tiny target behind vLLM's dialect."""
+    yield from emulated(tiny_target, dialect="vllm")
+
+
+@pytest.fixture(scope="session")
+def llamacpp_server(tiny_gguf: Path) -> Iterator[Any]:
+    """The tiny target behind a real llama.cpp server."""
+    from uld_sdk.demo.server import LlamaCppServer
+
+    with LlamaCppServer(tiny_gguf, parallel=2, context=512) as server:
+        yield server
