@@ -160,7 +160,7 @@ class LlamaCppBackend(ServedBackend):
         return top
 
     async def score(self, prefix: Sequence[int], continuation: Sequence[int]) -> Score:
-        """log p_M of given tokens: one request a token, each written under a bias that leaves the report raw."""
+        """Log p_M of given tokens: one request a token, each written under a bias that leaves the report raw."""
         _ = self.tokenizer
         positions, values = [], []
         for done, token in enumerate(continuation):

@@ -45,13 +45,13 @@ class TopLogprobs:
 
     @cached_property
     def tail_mass(self) -> float:
-        """m = 1 - sum_K p_M, the probability of all tokens that were not reported."""
+        """The tail mass m = 1 - sum_K p_M, the probability of all tokens that were not reported."""
         if self.complete:
             return 0.0
         return float(max(0.0, 1.0 - np.exp(self.logprobs).sum()))
 
     def of(self, token: int) -> float | None:
-        """log p_M of one token in nats, None when it was not reported."""
+        """Log p_M of one token in nats, None when it was not reported."""
         where = np.flatnonzero(self.ids == token)
         return float(self.logprobs[where[0]]) if where.size else None
 

@@ -104,7 +104,7 @@ class ServedBackend(ABC):
         return await self.http.retrying()(once)
 
     async def score(self, prefix: Sequence[int], continuation: Sequence[int]) -> Score:
-        """log p_M of given tokens, out of greedy drafts: one request runs as long as the server agrees with the text."""
+        """Log p_M of given tokens, out of greedy drafts: one request runs as long as the server agrees with the text."""
         prefix, wanted = list(prefix), list(continuation)
         positions: list[TopLogprobs] = []
         while len(positions) < len(wanted):

@@ -105,7 +105,7 @@ class VLLMBackend(ServedBackend):
             )
 
     async def score(self, prefix: Sequence[int], continuation: Sequence[int]) -> Score:
-        """log p_M of given tokens in one request, from prompt log-probabilities."""
+        """Log p_M of given tokens in one request, from prompt log-probabilities."""
         await self._named()
         body = self._body([*prefix, *continuation], 1, GREEDY) | {"prompt_logprobs": self.top_logprobs, "logprobs": None}
         answer = await self.http.request("POST", "/v1/completions", body)

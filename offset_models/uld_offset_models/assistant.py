@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from uld_adapters.errors import UsageError
+from uld_adapters.vocabulary.tokens import load_tokenizer
 from uld_offset_models.gguf_model import load_gguf_model, truncate_config
 
 if TYPE_CHECKING:
@@ -94,17 +95,7 @@ def load_base(
 
 def load_base_tokenizer(path: Path) -> "PreTrainedTokenizerFast":
     """The fast tokenizer of a resolved base."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    try:
-        if path.suffix == ".gguf":  # the class itself reads the file once; AutoTokenizer parses it ten times slower
-            return PreTrainedTokenizerFast.from_pretrained(str(path.parent), gguf_file=path.name)
-        tokenizer = AutoTokenizer.from_pretrained(str(path))
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"no tokenizer could be loaded from {path}: {str(error).splitlines()[0]}",
-            hint="the base needs a tokenizer.json beside its weights",
-        ) from error
+    tokenizer: PreTrainedTokenizerFast = load_tokenizer(path)
     if not tokenizer.is_fast:
         raise UsageError(f"the tokenizer of {path} is not a fast one", hint="convert it to tokenizer.json first")
     return tokenizer

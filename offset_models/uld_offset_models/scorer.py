@@ -40,7 +40,7 @@ class Reading:
     scorer: "Scorer"
 
     def excess(self) -> Float[np.ndarray, " rows"]:
-        """log p_a(y|x) - log u(y) in nats for every real row of the vocabulary."""
+        """Log p_a(y|x) - log u(y) in nats for every real row of the vocabulary."""
         return self.scorer.excess(self.hidden[None], None if self.gate is None else torch.tensor([self.gate]))[0].double().numpy()
 
 
@@ -60,7 +60,7 @@ class Scorer:
 
     @torch.inference_mode()
     def excess(self, hidden: Float[Tensor, "n hidden"], gate: Float[Tensor, " n"] | None) -> Float[Tensor, "n rows"]:
-        """log p_a - log u in nats: log_softmax(c * W h) + ln|B|."""
+        """Log p_a - log u in nats: log_softmax(c * W h) + ln|B|."""
         logits = torch.nn.functional.linear(hidden, self.model.head).float()
         if gate is not None:
             logits = logits * gate[:, None]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
+
 from uld_adapters.errors import UsageError
 from uld_adapters.logprobs import TopLogprobs
 
@@ -29,7 +30,7 @@ class Rule:
 
 
 def uld_shift(excess: Float[np.ndarray, "*shape"], rule: Rule) -> Float[np.ndarray, "*shape"]:
-    """g in nats from the excess log p_a(y|x) - log u(y); without a margin g(y) = -alpha * excess, of either sign."""
+    """The shift g in nats from the excess log p_a(y|x) - log u(y); without a margin g(y) = -alpha * excess, of either sign."""
     if rule.margin > 0:
         return -rule.alpha * np.maximum(0.0, excess - rule.margin)
     return -rule.alpha * excess

@@ -1,0 +1,109 @@
+"""The header of a GGUF file, and its tensors one by one: nothing is read that is not asked for."""
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from uld_adapters.errors import MissingExtra, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the file: where it starts (bytes), its ggml type, and its shape in torch order."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: int
+    start: int
+
+
+@dataclass(frozen=True)
+class Gguf:
+    """The header of a GGUF file (version 2 or 3): metadata without the long string arrays, and the table of tensors."""
+
+    path: Path
+    metadata: dict[str, Any]
+    tensors: dict[str, Entry]
+
+    @classmethod
+    def read(cls, path: Path) -> "Gguf":
+        """Parse the header; raises `UsageError` when the file is none."""
+        blob = memoryview(np.memmap(path, dtype=np.uint8, mode="r"))  # type: ignore[arg-type]  # pages are read when touched
+        try:
+            return cls._parse(path, blob)
+        except (struct.error, UnicodeDecodeError, KeyError) as error:
+            raise UsageError(f"{path} is not a readable GGUF file ({error})", hint="download or convert the file again") from error
+
+    @classmethod
+    def _parse(cls, path: Path, blob: memoryview) -> "Gguf":
+        magic, version, tensor_count, pair_count = struct.unpack_from("<4sIQQ", blob, 0)
+        if magic != b"GGUF" or version not in (2, 3):
+            raise UsageError(f"{path} is not a GGUF file of version 2 or 3", hint="convert the model with a current llama.cpp")
+        at = 24
+        metadata: dict[str, Any] = {}
+        for _ in range(pair_count):
+            key, at = _string(blob, at)
+            (kind,) = struct.unpack_from("<I", blob, at)
+            metadata[key], at = _value(blob, at + 4, kind)
+        table = []
+        for _ in range(tensor_count):
+            name, at = _string(blob, at)
+            (dims,) = struct.unpack_from("<I", blob, at)
+            shape = struct.unpack_from(f"<{dims}Q", blob, at + 4)
+            tensor_kind, offset = struct.unpack_from("<IQ", blob, at + 4 + 8 * dims)
+            at += 16 + 8 * dims
+            table.append((name, tuple(reversed(shape)), tensor_kind, offset))
+        alignment = metadata.get("general.alignment", 32)
+        data = -(-at // alignment) * alignment
+        return cls(path, metadata, {name: Entry(name, shape, kind, data + offset) for name, shape, kind, offset in table})
+
+    def tensor(self, name: str) -> "Tensor":
+        """The tensor in float32, of the shape torch expects."""
+        import torch
+
+        try:
+            from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+            from gguf.quants import dequantize
+        except ModuleNotFoundError as error:
+            raise MissingExtra("gguf", "hf") from error
+        entry = self.tensors[name]
+        kind = GGMLQuantizationType(entry.kind)
+        block, width = GGML_QUANT_SIZES[kind]
+        count = int(np.prod(entry.shape)) // block * width
+        raw = np.memmap(self.path, dtype=np.uint8, mode="r", offset=entry.start, shape=(count,))
+        values = dequantize(_typed(raw, kind.name).reshape(*entry.shape[:-1], -1), kind)
+        return torch.from_numpy(np.array(values, dtype=np.float32)).reshape(entry.shape)
+
+
+def _typed(raw: Any, kind: str) -> Any:
+    return raw.view({"F32": np.float32, "F16": np.float16}.get(kind, np.uint8))
+
+
+def _string(blob: memoryview, at: int) -> tuple[str, int]:
+    (length,) = struct.unpack_from("<Q", blob, at)
+    return str(bytes(blob[at + 8 : at + 8 + length]), "utf-8"), at + 8 + length
+
+
+def _value(blob: memoryview, at: int, kind: int) -> tuple[Any, int]:
+    if kind == _STRING:
+        return _string(blob, at)
+    if kind != _ARRAY:
+        form = "<" + _SCALARS[kind]
+        return struct.unpack_from(form, blob, at)[0], at + struct.calcsize(form)
+    inner, count = struct.unpack_from("<IQ", blob, at)
+    at += 12
+    if inner != _STRING:
+        form = f"<{count}{_SCALARS[inner]}"
+        return struct.unpack_from(form, blob, at), at + struct.calcsize(form)
+    for _ in range(count):  # vocabularies and merges are the tokenizer's business: step over them
+        at += 8 + struct.unpack_from("<Q", blob, at)[0]
+    return count, at
