@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from uld_adapters.errors import UsageError
 from uld_adapters.gguf_file import Gguf
 
 _ROOT = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight", "output.weight": "lm_head.weight"}

@@ -55,6 +55,7 @@ class Vocabulary:
 
     @property
     def rows(self) -> int:
+        """How many tokens there are, control tokens included."""
         return len(self.tokens)
 
     @classmethod
