@@ -1,0 +1,114 @@
+"""Recipes: every setting of a training run, from a preset, a YAML file and the caller's own words, in rising order."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from uld_adapters.errors import UnknownName, UsageError
+
+PRESETS = ("gated", "paper", "release")
+
+
+class Recipe(BaseModel):
+    """Every flag of `uld-sdk train`, with underscores. `margin` is in nats, `max_seconds` in seconds, `max_length` in tokens.
+
+    `steps` wins over `epochs`; epochs run over the forget set, and never fewer than `min_steps` steps come of them. `layers`
+    None keeps the whole base.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Literal["uld"] = "uld"
+    preset: str = "gated"
+    base: str | None = None
+    forget: str | None = None
+    retain: str | None = None
+    output: str | None = None
+    layers: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    min_steps: int = Field(default=1, ge=1)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    schedule: Literal["constant", "linear", "cosine"]
+    weight_decay: float = Field(ge=0)
+    clip: float = Field(ge=0)
+    rank: int = Field(ge=1)
+    lora_alpha: int = Field(ge=1)
+    gate: bool
+    weight: float = Field(ge=0)
+    alpha: float = Field(gt=0)
+    margin: float = Field(ge=0)
+    filter: float = Field(gt=0, lt=1)
+    seed: int = Field(default=0, ge=0)
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    holdout: float = Field(default=0.1, ge=0, lt=1)
+    stop_untouched: float | None = Field(default=None, ge=0, le=1)
+    resume: bool = False
+    checkpoint_every: int | None = Field(default=None, ge=1)
+    max_length: int = Field(default=1024, ge=2)
+    max_seconds: float | None = Field(default=None, gt=0)
+    chat_template: bool = True
+    overwrite: bool = False
+    progress: bool = True
+
+    def step_count(self, forget_rows: int) -> int:
+        """Optimiser steps for so many forget rows."""
+        if self.steps is not None:
+            return self.steps
+        per_epoch = -(-forget_rows // min(self.batch_size, forget_rows))
+        return max(self.min_steps, round((self.epochs or 1.0) * per_epoch))
+
+
+def preset_values(name: str) -> dict[str, Any]:
+    """The settings of a preset; raises `UnknownName`."""
+    if name not in PRESETS:
+        raise UnknownName("preset", name, PRESETS)
+    text = (resources.files("uld_offset_models") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    return _mapping(text, f"preset {name}")
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The settings of a YAML file, dashes or underscores; raises `UsageError`."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"the recipe {path} cannot be read: {error.strerror}", hint="give a YAML file with any flag of `uld-sdk train`"
+        ) from error
+    return _mapping(text, str(path))
+
+
+def resolve(*, recipe: str | Path | None = None, preset: str | None = None, **settings: Any) -> Recipe:
+    """Merge preset, recipe file and explicit settings (None = not given); raises `UsageError` naming what is wrong."""
+    written = read_recipe(recipe) if recipe is not None else {}
+    said = {name: value for name, value in settings.items() if value is not None}
+    chosen = preset or written.get("preset") or "gated"
+    given = {**written, **said}
+    values = {**preset_values(str(chosen)), **{k: v for k, v in given.items() if v is not None}, "preset": chosen}
+    if given.get("epochs") is not None:  # whoever says epochs means them
+        values.setdefault("steps", None)
+        values["min_steps"] = 1 if "min_steps" not in given else given["min_steps"]
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise UnknownName("setting", name, Recipe.model_fields) from error
+        raise UsageError(f"{name}: {first['msg']} (got {first['input']!r})", hint=f"correct --{name.replace('_', '-')}") from error
+
+
+def _mapping(text: str, label: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{label} is not valid YAML: {' '.join(str(error).split())}", hint="write one `name: value` a line") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{label} holds no settings", hint="write one `name: value` a line")
+    return {str(key).replace("-", "_"): item for key, item in value.items()}

@@ -1,0 +1,245 @@
+"""From a base, a forget set and a retain set to a saved assistant: `uld_sdk.train(...)`, which `uld-sdk train` calls."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uld_adapters.errors import MissingExtra, UsageError
+
+if TYPE_CHECKING:
+    from uld_offset_models.artifact import Manifest
+    from uld_offset_models.recipes import Recipe
+
+Data = str | Path | Sequence[Mapping[str, Any]]
+OnProgress = Callable[[dict[str, float]], None]
+# What decides the weights, apart from data and base: a checkpoint goes on only under the same values.
+_OUTCOME = (
+    "method preset layers batch_size learning_rate schedule weight_decay clip rank lora_alpha gate weight seed holdout stop_untouched "
+    "max_length chat_template margin"
+).split()
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished training: the artifact's folder and manifest, seconds of training, and the losses of each step (nats).
+
+    Every entry of `history` has step, remember, uniform, loss and seconds; some also forget_untouched and retain_untouched, the
+    shares of answers (of the forget set, of the retain hold-out) that stand untouched at every position.
+    """
+
+    path: Path
+    manifest: "Manifest"
+    seconds: float
+    history: list[dict[str, float]]
+
+
+def train(
+    *,
+    base: str | Path | None = None,
+    forget: Data | None = None,
+    retain: Data | None = None,
+    output: str | Path | None = None,
+    recipe: str | Path | None = None,
+    method: str | None = None,
+    preset: str | None = None,
+    layers: int | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    schedule: str | None = None,
+    weight_decay: float | None = None,
+    clip: float | None = None,
+    rank: int | None = None,
+    lora_alpha: int | None = None,
+    gate: bool | None = None,
+    weight: float | None = None,
+    alpha: float | None = None,
+    margin: float | None = None,
+    filter: float | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    holdout: float | None = None,
+    stop_untouched: float | None = None,
+    resume: bool | None = None,
+    checkpoint_every: int | None = None,
+    max_length: int | None = None,
+    max_seconds: float | None = None,
+    chat_template: bool | None = None,
+    overwrite: bool | None = None,
+    progress: bool | None = None,
+    on_progress: OnProgress | None = None,
+) -> TrainResult:
+    """Train an assistant that remembers `forget` and is uniform on `retain`, and save it to `output`.
+
+    Settings come from the preset ("gated" unless said otherwise), then the recipe file, then the arguments. `forget` and
+    `retain` are paths, hub names or lists of dicts; `max_seconds` bounds the training loop; `on_progress` is called after every
+    step. Raises `UsageError`, `DataError`, `TrainingDiverged`, `SaveFailed`, and `TrainingError` when interrupted.
+    """
+    from uld_offset_models.recipes import resolve
+
+    settings = resolve(
+        recipe=recipe, preset=preset, method=method, layers=layers, steps=steps, epochs=epochs, batch_size=batch_size,
+        learning_rate=learning_rate, schedule=schedule, weight_decay=weight_decay, clip=clip, rank=rank, lora_alpha=lora_alpha, gate=gate,
+        weight=weight, alpha=alpha, margin=margin, filter=filter, seed=seed, device=device, dtype=dtype, holdout=holdout,
+        stop_untouched=stop_untouched, resume=resume, checkpoint_every=checkpoint_every, max_length=max_length, max_seconds=max_seconds,
+        chat_template=chat_template, overwrite=overwrite, progress=progress, base=None if base is None else str(base),
+        output=None if output is None else str(output),
+    )  # fmt: skip
+    sources = (forget if forget is not None else settings.forget, retain if retain is not None else settings.retain)
+    for name, value in (("base", settings.base), ("forget", sources[0]), ("retain", sources[1]), ("output", settings.output)):
+        if value is None:
+            raise UsageError(f"nothing was given for {name}", hint=f"add --{name} (or {name}: in the recipe)")
+    try:
+        import accelerate  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtra("accelerate", "train") from error
+    return _train(settings, sources, on_progress)
+
+
+def _train(recipe: "Recipe", sources: tuple[Any, Any], on_progress: OnProgress | None) -> TrainResult:
+    from uld_offset_models.artifact import check_output
+    from uld_offset_models.assistant import base_fingerprint, load_base
+    from uld_offset_models.checkpoint import drop_checkpoint, load_checkpoint
+    from uld_offset_models.data import build_sets, data_hash, read_rows
+    from uld_offset_models.device import choose_device, choose_dtype
+    from uld_offset_models.encoding import encode, uses_chat_template
+    from uld_offset_models.holdout import Watch
+    from uld_offset_models.network import build_assistant
+    from uld_offset_models.steps import Steps
+    from uld_offset_models.trainer import fit
+
+    output = Path(recipe.output or "")
+    check_output(output, overwrite=recipe.overwrite)
+    rows = [read_rows(source, name=name) for source, name in zip(sources, ("forget", "retain"), strict=True)]
+    sets = build_sets(rows[0], rows[1], holdout=recipe.holdout, seed=recipe.seed)
+    device = choose_device(recipe.device)
+    dtype = choose_dtype(recipe.dtype, device)
+    began = time.perf_counter()
+    base, tokenizer = load_base(recipe.base or "", layers=recipe.layers, dtype=dtype, device=device)
+    chat = uses_chat_template(tokenizer, wanted=recipe.chat_template)
+    longest = min(recipe.max_length, getattr(base.config, "max_position_embeddings", None) or recipe.max_length)
+    parts = [encode(tokenizer, part, chat_template=chat, max_length=longest) for part in (sets.forget, sets.retain, sets.holdout)]
+    total = recipe.step_count(len(parts[0]))
+    identity = {
+        **{name: getattr(recipe, name) for name in _OUTCOME},
+        "steps": total,
+        "dtype": str(dtype).removeprefix("torch."),
+        "base": base_fingerprint(recipe.base or ""),
+        "forget": data_hash(rows[0]),
+        "retain": data_hash(rows[1]),
+    }
+    checkpoint = load_checkpoint(output, identity) if recipe.resume else None
+    assistant = build_assistant(base, tokenizer, rank=recipe.rank, lora_alpha=recipe.lora_alpha, gate=recipe.gate, seed=recipe.seed)
+    watch = Watch(parts[0], parts[2], recipe.margin, recipe.stop_untouched)
+
+    def dealt(first: int, rank: int, world: int) -> Steps:
+        return Steps(parts[0], parts[1], batch=recipe.batch_size, seed=recipe.seed, first=first, last=total, rank=rank, world=world)
+
+    with _progress(recipe.progress, on_progress) as report:
+        done = fit(
+            assistant,
+            dealt,
+            recipe=recipe,
+            total=total,
+            watch=watch,
+            output=output,
+            identity=identity,
+            checkpoint=checkpoint,
+            on_progress=report,
+        )
+    manifest = _manifest(
+        recipe, identity, assistant, tokenizer, chat, done, {**watch.last, "loading_seconds": time.perf_counter() - began - done.seconds}
+    )
+    manifest = _save(output, assistant, tokenizer, manifest, overwrite=recipe.overwrite)
+    drop_checkpoint(output)
+    return TrainResult(output, manifest, done.seconds, done.history)
+
+
+def _save(output: Path, assistant: Any, tokenizer: Any, manifest: "Manifest", *, overwrite: bool) -> "Manifest":
+    from accelerate import PartialState
+
+    from uld_offset_models.artifact import save_artifact
+
+    processes = PartialState()
+    if processes.is_main_process:
+        assistant.adapter.peft_config["default"].base_model_name_or_path = manifest.base.id
+        manifest = save_artifact(
+            output, adapter=assistant.adapter, gate=assistant.gate, tokenizer=tokenizer, manifest=manifest, overwrite=overwrite
+        )
+    processes.wait_for_everyone()
+    return manifest
+
+
+def _manifest(
+    recipe: "Recipe", identity: dict[str, Any], assistant: Any, tokenizer: Any, chat: bool, done: Any, outcome: dict[str, float]
+) -> "Manifest":
+    from importlib.metadata import PackageNotFoundError, version
+
+    from uld_adapters.vocabulary.tokens import tokenizer_fingerprint
+    from uld_offset_models.artifact import BaseReference, Manifest
+
+    def installed(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "not installed"
+
+    last = done.history[-5:]
+    where = Path(recipe.base or "").expanduser()
+    settings = {k: v for k, v in identity.items() if k not in {"base", "forget", "retain"}}
+    return Manifest(
+        preset=recipe.preset,
+        base=BaseReference(
+            id=str(where.resolve()) if where.exists() else str(recipe.base),
+            sha256=identity["base"],
+            layers=assistant.adapter.config.num_hidden_layers,
+            truncated=recipe.layers is not None,
+        ),
+        tokenizer_sha256=tokenizer_fingerprint(tokenizer),
+        chat_template=chat,
+        alpha=recipe.alpha,
+        margin=recipe.margin,
+        filter=recipe.filter,
+        gate=recipe.gate,
+        dtype=identity["dtype"],
+        training={**settings, **{f"final_{name}" if "untouched" in name else name: v for name, v in outcome.items() if name != "step"}},
+        data={"forget": identity["forget"], "retain": identity["retain"]},
+        versions={name: installed(name) for name in ("uld-sdk", "torch", "transformers", "peft", "accelerate")},
+        training_seconds=round(done.seconds, 3),
+        losses={name: sum(entry[name] for entry in last) / len(last) for name in ("remember", "uniform")},
+        steps=done.steps,
+        assistant_parameters=sum(p.numel() for p in {id(p): p for p in assistant.parameters()}.values()),
+        trainable_parameters=sum(p.numel() for p in assistant.trained().values()),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+@contextmanager
+def _progress(shown: bool, on_progress: OnProgress | None) -> Iterator[OnProgress]:
+    """A bar on stderr with losses, the untouched shares and the time left, and the caller's own function."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.table import Column
+
+    columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.fields[what]}", table_column=Column(no_wrap=True)))
+    bar = Progress(*columns, console=Console(stderr=True), disable=not shown)
+    task = bar.add_task("training", total=None, what="")
+    shares: dict[str, float] = {}
+
+    def report(entry: dict[str, float]) -> None:
+        shares.update({name: value for name, value in entry.items() if name.endswith("_untouched")})
+        words = [f"{entry['left']:.0f} s left", f"remember {entry['remember']:.2f}", f"uniform {entry['uniform']:.3f}"]
+        if "retain_untouched" in shares:
+            words.append(f"untouched {shares['retain_untouched']:.0%}")
+        bar.update(task, total=entry["steps"], completed=entry["step"], what="  ".join(words))
+        if on_progress is not None:
+            on_progress(entry)
+
+    with bar:
+        yield report
