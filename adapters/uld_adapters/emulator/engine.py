@@ -15,7 +15,7 @@ from jaxtyping import Float
 from uld_adapters.vocabulary.tokens import load_tokenizer
 
 Row = Float[np.ndarray, " vocab"]
-MEMO_BYTES = 512 * 2**20
+MEMO_BYTES = 2**30  # 5,000 positions of a vocabulary of 50,000
 
 
 def load_model(source: str | Path) -> Any:
@@ -72,13 +72,14 @@ class Engine:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="emulator-model")
 
     @classmethod
-    def load(cls, model: Any, *, tokenizer: Any = None, memo: bool = True) -> "Engine":
+    def load(cls, model: Any, *, tokenizer: Any = None, memo: bool = True, memo_bytes: int = MEMO_BYTES) -> "Engine":
         """Load what is given by name; a model object needs its tokenizer beside it."""
+        kept: dict[str, Any] = {"memo": memo, "memo_bytes": memo_bytes}
         if isinstance(model, str | Path):
             name = Path(model).stem if str(model).endswith(".gguf") else Path(model).name
-            return cls(load_model(model), load_tokenizer(tokenizer if tokenizer is not None else model), name=name, memo=memo)
+            return cls(load_model(model), load_tokenizer(tokenizer if tokenizer is not None else model), name=name, **kept)
         source = tokenizer if tokenizer is not None else model.config.name_or_path
-        return cls(model.eval(), load_tokenizer(source), name=Path(model.config.name_or_path).name or "model", memo=memo)
+        return cls(model.eval(), load_tokenizer(source), name=Path(model.config.name_or_path).name or "model", **kept)
 
     async def next(self, session: Session) -> Row:
         """Log p_M of every token after the session's ids."""
