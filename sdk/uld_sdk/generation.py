@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from uld_sdk.pace import Pace
 from uld_sdk.result import Piece, Report, Result, Step, Usage
 from uld_sdk.sampling import Sampling
 from uld_sdk.text import TextStream
-from uld_sdk.verify import Mode, candidates, is_touched, judge, stands_unseen
+from uld_sdk.verify import Mode, is_touched, judge, stands_unseen
 
 DRAFT_GREEDY = ServerSampling()
 
@@ -245,7 +245,9 @@ class Answer:
                 top = await self._raw_report()
             verdict = judge(top, reading, settings.rule, settings.sampling, settings.mode, len(self.tokens))
             exact, bound = verdict.exact, verdict.bound
-            chosen = self._choose(candidates(verdict, drafted), drafted)
+            chosen = self._choose(verdict.ranking, drafted)
+            if chosen != verdict.token:  # a better token cannot be sent back as text
+                exact, bound = False, 1.0
         report.positions += 1
         report.untouched += not touched
         report.exact += exact
@@ -260,8 +262,9 @@ class Answer:
         report.accepted += stands
         return self._emit(chosen, stands=stands), stands
 
-    def _choose(self, ranked: Iterator[int], drafted: int) -> int:
-        for token in ranked:
+    def _choose(self, ranking: Sequence[int], drafted: int) -> int:
+        """The best token after which the server can go on; the one that it drafted itself always is."""
+        for token in ranking:
             if token == drafted or self._sendable(token):
                 return token
         raise RequestRejected(

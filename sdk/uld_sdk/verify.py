@@ -1,6 +1,5 @@
 """Which drafted tokens stand, and what replaces the first that does not. Pure: no I/O, no model."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -32,7 +31,7 @@ class SmallReading(Protocol):
         """c(x), None without a gate."""
 
     def excess(self) -> np.ndarray:
-        """log p_a(y|x) - log u(y) in nats, shape (rows,)."""
+        """Log p_a(y|x) - log u(y) in nats, shape (rows,)."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +104,3 @@ def sampled_bound(q: Ensemble, top: TopLogprobs, sampling: Sampling) -> float:
         count = 1e6  # more than any vocabulary has tokens
         tail = count * (q.unseen / count) ** power
     return float(tail / (kept + tail))
-
-
-def candidates(verdict: Verdict, drafted: int) -> Iterator[int]:
-    """Tokens to write instead of the drafted one, best first, up to the point where the drafted one would itself stand."""
-    for token in verdict.ranking:
-        yield token
-        if token == drafted:
-            return
