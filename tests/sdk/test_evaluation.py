@@ -128,14 +128,18 @@ class Outside(HTMLParser):
         assert self.open.pop() == tag
 
 
+SETTINGS = {"topic": "Isaac <Newton>", "model": "m", "server": "s", "top_logprobs": 20, "preset": "gated", "alpha": 0.75, "margin": 3.0}
+
+
 def report() -> dict[str, object]:
     return {
         **summarise(ROWS),
         "training_seconds": 27.0,
-        "training_history": [{"step": 1, "remember": 9.0, "uniform": 0.2}, {"step": 2, "remember": 2.0, "uniform": 0.1, "untouched": 1.0}],
-        "settings": {
-            "topic": "Isaac <Newton>", "model": "m", "server": "s", "top_logprobs": 20, "preset": "gated", "alpha": 0.75, "margin": 3.0,
-        },  # fmt: skip
+        "training_history": [
+            {"step": 1, "remember": 9.0, "uniform": 0.2},
+            {"step": 2, "remember": 2.0, "uniform": 0.1, "retain_untouched": 1.0},
+        ],
+        "settings": SETTINGS,
         "versions": {"python": "3.11"},
         "created": "2026-01-01",
         "rows": [answer.to_dict() for answer in ROWS],

@@ -42,13 +42,15 @@ def answered(question: Question, before: PlainAnswer, result: Any, tokenizer: An
         plain_seconds=before.seconds if timed else None,
         plain_seconds_first=before.seconds_first if timed else None,
         steps=tuple(
-            TokenStep(step.text, step.remote_text, step.gate, step.peak or 0.0, step.touched, step.changed) for step in report.trace if timed
+            TokenStep(step.text, step.remote_text, step.gate, step.peak or 0.0, step.touched, step.changed)
+            for step in report.trace
+            if timed
         ),
     )
 
 
 def side_by_side(client: Any, remote: PlainRemote, questions: Sequence[Question], *, max_new_tokens: int) -> list[Answered]:
-    """Each question asked twice, one request after the other, the order alternating so that neither side gains from the server's cache."""
+    """Each question asked twice, one after the other, in alternating order, so that neither side gains from the server's cache."""
     rows = []
     for number, question in enumerate(questions):
         plain = remote.ask(question.text, max_new_tokens=max_new_tokens) if number % 2 == 0 else None

@@ -14,7 +14,7 @@ from typing import Any
 
 from uld_sdk.demo.compare import in_bulk, sampled, side_by_side
 from uld_sdk.demo.plain import PlainAnswer, PlainRemote, own_answers
-from uld_sdk.demo.questions import Questions, load_questions
+from uld_sdk.demo.questions import KINDS, Kind, Question, Questions, load_questions
 from uld_sdk.demo.server import LlamaCppServer, packaged_model
 from uld_sdk.demo.table import side_by_side_table
 from uld_sdk.evaluation.answers import Answered, summarise
@@ -83,12 +83,16 @@ def run_demo(
 
         tokenizer = load_base_tokenizer(model)
         model_hash = base_fingerprint(model)
-    own = _own_answers(plan, questions, model, model_hash, tokenizer, output, clock)
+    own = ask_model(
+        plan, questions, model=model, model_hash=model_hash, tokenizer=tokenizer, cache=output / "own_answers.json", clock=clock
+    )
     assistant = output / "assistant"
-    with clock.phase("training", f"training an assistant on {len(questions.of('forget', 'train'))} forget and "
-                     f"{len(questions.of('retain', 'train'))} retain rows, preset {preset}"):
+    counts = {kind: len(questions.of(kind, "train")) for kind in KINDS}
+    with clock.phase("training", f"training an assistant on {counts['forget']} forget and {counts['retain']} retain rows, preset {preset}"):
         trained = train_assistant(plan, questions, own, model=model, output=assistant, preset=preset)
-    rows, drawn = measure(plan, questions, own, model=model, tokenizer=tokenizer, assistant=assistant, top_logprobs=top_logprobs, clock=clock)
+    rows, drawn = measure(
+        plan, questions, own, model=model, tokenizer=tokenizer, assistant=assistant, top_logprobs=top_logprobs, clock=clock
+    )
     report = build_report(plan, rows, drawn, trained, model=model, preset=preset, top_logprobs=top_logprobs, own_topic=data is not None)
     report["seconds"] = {**clock.seconds, "total": round(time.perf_counter() - begin, 2)}
     write_report(report, output)
@@ -101,11 +105,11 @@ def run_demo(
     return report
 
 
-def _own_answers(
-    plan: Plan, questions: Questions, model: Path, model_hash: str, tokenizer: Any, output: Path, clock: Clock
+def ask_model(
+    plan: Plan, questions: Questions, *, model: Path, model_hash: str, tokenizer: Any, cache: Path, clock: Clock
 ) -> dict[str, PlainAnswer]:
-    texts = [row.text for kind in ("forget", "retain") for row in questions.of(kind, "train")]  # type: ignore[arg-type]
-    cache = output / "own_answers.json"
+    """The model's own answers to the training questions, from the cache file of an earlier run where it still fits."""
+    texts = [row.text for kind in KINDS for row in questions.of(kind, "train")]
     with (
         clock.phase("own_answers", f"asking the model itself {len(texts)} training questions"),
         LlamaCppServer(model, parallel=plan.slots, threads=plan.threads) as server,
@@ -127,7 +131,7 @@ def train_assistant(plan: Plan, questions: Questions, own: dict[str, PlainAnswer
     """Train on the model's own answers; each phrasing is a row of its own, since the model answers each in its own words."""
     from uld_sdk.training import train
 
-    def rows(kind: Any) -> list[dict[str, str]]:
+    def rows(kind: Kind) -> list[dict[str, str]]:
         return [{"question": row.text, "answer": own[row.text].text} for row in questions.of(kind, "train") if own[row.text].text.strip()]
 
     return train(
@@ -172,12 +176,12 @@ def measure(
             )
         with client:
             client.generate("Hello.", max_new_tokens=2)  # connects and probes: neither belongs to an answer
-            for kind in ("retain", "forget"):
-                held_out = questions.of(kind, "holdout")  # type: ignore[arg-type]
+            for kind in reversed(KINDS):
+                held_out = questions.of(kind, "holdout")
                 with clock.phase(f"{kind}_holdout", f"{len(held_out)} held-out {kind} questions, before and after"):
                     rows += side_by_side(client, remote, held_out, max_new_tokens=plan.max_new_tokens)
-            for kind in ("forget", "retain"):
-                some = _spread(questions.of(kind, "train"), plan.bulk)  # type: ignore[arg-type]
+            for kind in KINDS:
+                some = _spread(questions.of(kind, "train"), plan.bulk)
                 with clock.phase(f"{kind}_train", f"{len(some)} training {kind} questions again, all at once"):
                     rows += in_bulk(client, some, own, tokenizer, max_new_tokens=plan.max_new_tokens, concurrency=plan.slots)
             some = _spread(questions.of("retain", "holdout"), plan.sampled)
@@ -186,7 +190,7 @@ def measure(
     return rows, drawn
 
 
-def _spread(rows: list[Any], count: int) -> list[Any]:
+def _spread(rows: list[Question], count: int) -> list[Question]:
     """At most `count` rows, evenly spaced."""
     if len(rows) <= count:
         return rows
@@ -227,14 +231,9 @@ def build_report(
         },
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONS}},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "training_history": history(trained),
+        "training_history": trained.history,
         "rows": [row.to_dict() for row in rows],
     }
-
-
-def history(trained: Any) -> list[dict[str, float]]:
-    """Losses by step, as the training curves want them."""
-    return [dict(row) for row in trained.losses]
 
 
 def _version(name: str) -> str:
@@ -264,5 +263,6 @@ def write_report(report: dict[str, Any], output: Path) -> None:
     """report.json and report.html."""
     from uld_sdk.evaluation.report import render
 
+    output.mkdir(parents=True, exist_ok=True)
     (output / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
     (output / "report.html").write_text(render(report), encoding="utf-8")

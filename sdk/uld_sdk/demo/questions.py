@@ -13,6 +13,14 @@ from uld_adapters.errors import DataError
 
 Kind = Literal["forget", "retain"]
 Part = Literal["train", "holdout"]
+SMALL: tuple[tuple[Kind, Part, int], ...] = (
+    ("forget", "train", 8),
+    ("forget", "holdout", 2),
+    ("retain", "train", 8),
+    ("retain", "holdout", 4),
+)
+KINDS: tuple[Kind, ...] = ("forget", "retain")
+PARTS: tuple[Part, ...] = ("train", "holdout")
 
 
 class Row(BaseModel):
@@ -50,8 +58,8 @@ class Questions:
     def small(self) -> "Questions":
         """A handful of each set and part, near neighbours and general questions alternating, for a quick run."""
         kept: list[Question] = []
-        for kind, part, count in (("forget", "train", 8), ("forget", "holdout", 2), ("retain", "train", 8), ("retain", "holdout", 4)):
-            pool = self.of(kind, part)  # type: ignore[arg-type]
+        for kind, part, count in SMALL:
+            pool = self.of(kind, part)
             near = [row for row in pool if row.neighbour]
             far = [row for row in pool if not row.neighbour]
             kept += (near[: count // 2] + far[: count - count // 2]) if near else far[:count]
@@ -63,7 +71,7 @@ def _read(path: Path | Traversable, kind: Kind, part: Part) -> list[Question]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error}", hint="the folder needs forget_ and retain_, each _train and _holdout.jsonl") from error
+        raise DataError(f"cannot read {path}: {error}", hint="the folder needs (forget|retain)_(train|holdout).jsonl") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -86,9 +94,9 @@ def load_questions(folder: Path | None = None) -> Questions:
     """
     root: Path | Traversable = folder if folder is not None else files("uld_sdk.demo") / "data"
     rows: list[Question] = []
-    for kind in ("forget", "retain"):
-        for part in ("train", "holdout"):
-            rows += _read(root / f"{kind}_{part}.jsonl", kind, part)  # type: ignore[arg-type]
+    for kind in KINDS:
+        for part in PARTS:
+            rows += _read(root / f"{kind}_{part}.jsonl", kind, part)
     seen: dict[str, Question] = {}
     for row in rows:
         key = " ".join(row.text.lower().split())

@@ -71,7 +71,7 @@ class LlamaCppServer:
             self._server = xllamacpp.Server(params)
             self.url = self._server.listening_address
         except RuntimeError as error:
-            raise ServerUnreachable(f"llama.cpp cannot serve {self.model.name}: {error}", hint="check that it is a complete GGUF file") from error
+            raise ServerUnreachable(f"llama.cpp cannot serve {self.model.name}: {error}", hint="is it a complete GGUF file?") from error
         return self
 
     def stop(self) -> None:

@@ -15,9 +15,8 @@ from uld_sdk.evaluation.answers import Answered
 def side_by_side_table(rows: Sequence[Answered], *, forget: int = 3, retain: int = 4) -> str:
     """A few held-out answers before and after, near neighbours of the topic first; tokens that changed stand out."""
     held_out = [row for row in rows if row.part == "holdout"]
-    near_first = sorted((row for row in held_out if row.kind == "retain"), key=lambda row: not row.neighbour)
-    general = [row for row in near_first if not row.neighbour]
-    chosen = [row for row in held_out if row.kind == "forget"][:forget] + near_first[: retain - 1] + general[:1]
+    near, general = ([row for row in held_out if row.kind == "retain" and row.neighbour is flag] for flag in (True, False))
+    chosen = [row for row in held_out if row.kind == "forget"][:forget] + near[: retain - 1] + general[:1]
     table = Table(title="Held-out questions, before and after", show_lines=True, expand=True)
     for name, ratio in (("", 1), ("question", 3), ("before", 6), ("after", 6)):
         table.add_column(name, ratio=ratio, overflow="fold")
@@ -26,7 +25,9 @@ def side_by_side_table(rows: Sequence[Answered], *, forget: int = 3, retain: int
         style = "red" if row.kind == "forget" else "green"
         table.add_row(Text(row.kind, style=style), Text(f"{row.question}\n\n{verdict}"), Text(row.before), _after(row))
     width = min(max(shutil.get_terminal_size((120, 24)).columns, 80), 160)
-    console = Console(file=io.StringIO(), width=width, force_terminal=sys.stdout.isatty(), color_system="standard")
+    console = Console(
+        file=io.StringIO(), width=width, force_terminal=sys.stdout.isatty(), color_system="standard" if sys.stdout.isatty() else None
+    )
     with console.capture() as captured:
         console.print(table)
     return captured.get().rstrip()

@@ -70,13 +70,13 @@ def training_curves(history: Sequence[dict[str, float]]) -> str:
             axis.plot(*zip(*points, strict=True), color=colour, label=label, linewidth=1.6)
     axis.set_xlabel("step", fontsize=9)
     axis.set_ylabel("nats a token", fontsize=9)
-    shares = [(row["step"], row["untouched"]) for row in history if row.get("untouched") is not None]
+    shares = [(row["step"], row["retain_untouched"]) for row in history if row.get("retain_untouched") is not None]
     lines, labels = axis.get_legend_handles_labels()
     if shares:
         right = axis.twinx()
         _plain(right)
         right.grid(False)
-        right.plot(*zip(*shares, strict=True), color=ACCENT, marker="o", markersize=3, linewidth=1.2, label="retain hold-out untouched (right)")
+        right.plot(*zip(*shares, strict=True), color=ACCENT, marker="o", markersize=3, linewidth=1.2, label="retain hold-out untouched")
         right.set_ylim(0, 1.05)
         more, names = right.get_legend_handles_labels()
         lines, labels = lines + more, labels + names
@@ -119,8 +119,13 @@ def requests_and_latency(rows: Sequence[dict[str, Any]]) -> str:
     most = max((row["requests"] for row in rows), default=1)
     counts = [[row["requests"] for row in rows if row["kind"] == kind] for kind, _ in kinds]
     left.hist(
-        counts, bins=[edge - 0.5 for edge in range(1, most + 2)], color=[c for _, c in kinds], label=[kind for kind, _ in kinds], stacked=True
+        counts,
+        bins=[edge - 0.5 for edge in range(1, most + 2)],
+        color=[c for _, c in kinds],
+        label=[kind for kind, _ in kinds],
+        stacked=True,
     )
+    left.locator_params(integer=True)
     left.set_xlabel("requests an answer", fontsize=9)
     left.set_ylabel("answers", fontsize=9)
     left.legend(fontsize=8, frameon=False)

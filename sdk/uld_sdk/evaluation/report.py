@@ -62,7 +62,8 @@ def _cards(report: dict[str, Any]) -> list[str]:
         (f"{report['training_seconds']:.0f} s", "training", "at most 120 s", report["training_seconds"] <= 120),
     ]
     return [
-        f'<div class="card {"met" if met else "missed"}"><b>{escape(value)}</b><span>{escape(name)}</span><small>target: {escape(goal)}</small></div>'
+        f'<div class="card {"met" if met else "missed"}"><b>{escape(value)}</b><span>{escape(name)}</span>'
+        f"<small>target: {escape(goal)}</small></div>"
         for value, name, goal, met in facts
     ]
 
@@ -97,7 +98,8 @@ def _token(step: dict[str, Any]) -> str:
 def _tables(report: dict[str, Any]) -> str:
     figures = {key: value for key, value in report.items() if key not in ("rows", "training_history", "settings", "versions", "created")}
     parts = (("Figures", figures, " open"), ("Settings", report["settings"], ""), ("Versions", report["versions"], ""))
-    return "".join(f"<details{is_open}><summary>{name}</summary><table>{_lines(values)}</table></details>" for name, values, is_open in parts)
+    shown = "<details{}><summary>{}</summary><table>{}</table></details>"
+    return "".join(shown.format(is_open, name, _lines(values)) for name, values, is_open in parts)
 
 
 def _lines(values: dict[str, Any]) -> str:

@@ -1,0 +1,98 @@
+"""benchmarks/README.md, made from the JSON files of the parts that have been run."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+HEAD = """# Benchmarks
+
+Made by `make bench` (`python benchmarks/run.py`); one part alone: `python benchmarks/run.py demo|latency|training|startup`.
+Ratios compare runs that took turns on the same machine in one process; seconds are of the machine named above each table. Do not
+edit this file by hand: it is made from the JSON files beside it.
+"""
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A Markdown table."""
+    names = list(head)
+    lines = [names, ["---"] * len(names), *[[str(cell) for cell in row] for row in rows]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def source(figures: dict[str, Any]) -> str:
+    """Where a part's figures come from."""
+    return f"`{figures['command']}`, {figures['date']}, {figures['machine']}, {figures['seconds']:.0f} s.\n"
+
+
+def demo(figures: dict[str, Any]) -> str:
+    """One column a variant, one row a figure, the targets of `gated` with top 20 beside them."""
+    variants = figures["variants"]
+    wanted: list[tuple[str, str, Any]] = [
+        ("forget ROUGE-L, held out", "at most .30", lambda v: f"{v['forget_rouge']['holdout']:.3f}"),
+        ("forget ROUGE-L, trained", "", lambda v: f"{v['forget_rouge']['train']:.3f}"),
+        ("forget answers unchanged, held out", "0", lambda v: v["forget_unchanged"]["holdout"]),
+        ("retain ROUGE-L, held out", "at least .95", lambda v: f"{v['retain_rouge']['holdout']:.3f}"),
+        ("retain ROUGE-L, trained", "", lambda v: f"{v['retain_rouge']['train']:.3f}"),
+        ("retain identical, held out", "at least 90%", lambda v: f"{v['retain_identical']:.1%}"),
+        ("retain untouched, held out", "at least 80%", lambda v: f"{v['retain_untouched']:.1%}"),
+        ("near neighbours identical", "", lambda v: f"{v['retain_identical_neighbours']:.1%}"),
+        ("looping answers before, after", "one more", lambda v: f"{v['loops_before']}, {v['loops_after']}"),
+        ("requests an answer, retain", "at most 1.1", lambda v: v["requests_per_answer"]["retain"]),
+        ("requests an answer, forget", "", lambda v: v["requests_per_answer"]["forget"]),
+        ("wall clock, retain (llama.cpp)", "", lambda v: v["wall_ratio"]),
+        ("requests an answer, retain, sampled", "at most 1.1", lambda v: v["sampled"]["requests_per_answer"]),
+        ("training seconds, steps", "at most 120", lambda v: f"{v['training_seconds']:.0f}, {v['training_steps']}"),
+        ("alpha, margin", "", lambda v: f"{v['settings']['alpha']}, {v['settings']['margin']}"),
+    ]
+    rows = [[name, goal, *[value(variant) for variant in variants.values()]] for name, goal, value in wanted]
+    text = "Presets `paper` and `release` were given the training seconds of `gated`; they have no margin.\n"
+    return f"## The demo's figures\n\n{source(figures)}\n{text}\n" + table(["", "target", *variants], rows)
+
+
+def latency(figures: dict[str, Any]) -> str:
+    """One row a dialect and kind of prompt."""
+    rows = []
+    for name, found in figures.items():
+        if not isinstance(found, dict):
+            continue
+        goal = "wall 2.0" if "forget" in name else "wall 1.05, first 1.1 and one pass, requests 1.1"
+        faster = found.get("times_faster_than_one_request_a_token", "")
+        ratios = [found["wall_ratio"], found["first_token_ratio"], found["requests_per_answer"]]
+        rows.append([name, goal, *ratios, faster, found["answers"]])
+    text = (
+        f"Emulated server in its own process, round trip {figures['round_trip_seconds'] * 1000:.0f} ms, "
+        f"{figures['seconds_per_token'] * 1000:.0f} ms a token, {figures['new_tokens']} tokens an answer, top 20; ratios against the "
+        f"plain stream of the same server. {figures['small_model_prompt_pass_seconds'] * 1000:.0f} ms for the small model's prompt. "
+        "Target: at least 5 times faster than one request a token.\n"
+    )
+    head = ["prompts", "at most", "wall clock ratio", "first token ratio", "requests an answer", "times one request a token", "answers"]
+    return f"## Latency\n\n{source(figures)}\n{text}\n" + table(head, rows)
+
+
+def training(figures: dict[str, Any]) -> str:
+    """Whatever the comparison measured, name by name."""
+    skip = ("command", "date", "machine", "seconds")
+    rows = [[key.replace("_", " "), value] for key, value in figures.items() if key not in skip and not isinstance(value, list | dict)]
+    return f"## Training speed\n\n{source(figures)}\nTargets: at least twice as fast, same losses to 1e-3.\n\n" + table(["", "value"], rows)
+
+
+def startup(figures: dict[str, Any]) -> str:
+    """Median seconds and ratios to a bare interpreter."""
+    goals = {"import uld_sdk": "0.15 s", "uld-sdk --help": "0.3 s"}
+    ratios = figures["ratio_to_python"]
+    rows = [[f"`{name}`", goals.get(name, ""), f"{value:.3f} s", ratios[name]] for name, value in figures["median_seconds"].items()]
+    heavy = ", ".join(figures["heavy_modules_loaded_by_import"]) or "none"
+    return f"## Start\n\n{source(figures)}\ntorch, transformers, numpy and httpx2 loaded by the import: {heavy}.\n\n" + table(
+        ["command", "at most", "median", "ratio"], rows
+    )
+
+
+def write(folder: Path) -> None:
+    """README.md in the folder, with a section for each part found there."""
+    sections = [HEAD]
+    for name, section in (("demo", demo), ("latency", latency), ("training", training), ("startup", startup)):
+        path = folder / f"{name}.json"
+        if path.exists():
+            sections.append(section(json.loads(path.read_text(encoding="utf-8"))))
+    (folder / "README.md").write_text("\n".join(sections), encoding="utf-8")
