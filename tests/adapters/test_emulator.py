@@ -320,6 +320,16 @@ def test_tgi_samples_reproducibly_and_temperature_alone_means_sampling(tgi, http
     assert one["generated_text"] != other["generated_text"]
 
 
+def test_a_server_may_have_a_seed_of_its_own(engine, http):
+    with EmulatorServer(build_app(engine, seed=9)) as server:
+        own, again, named = (generate(http, server.url, do_sample=True, max_new_tokens=8, **s).json() for s in ({}, {}, {"seed": 9}))
+        assert own == again == named
+    with EmulatorServer(build_app(engine, dialect="vllm", model_id="tiny", seed=9)) as server:
+        body = {"max_tokens": 8, "temperature": 1.0, "return_token_ids": True}
+        ids = [complete(http, server.url, **(body | s)).json()["choices"][0]["token_ids"] for s in ({}, {}, {"seed": 9}, {"seed": 8})]
+        assert ids[0] == ids[1] == ids[2] != ids[3]
+
+
 def test_tgi_gives_all_tied_tokens(engine, folder, http):
     blank = Engine.load(folder)
     blank.model.lm_head.weight.data.zero_()

@@ -31,13 +31,15 @@ def build_app(
     memo: bool = True,
     api_key: str | None = None,
     logprobs: bool = True,
+    seed: int | None = None,
 ) -> "Starlette":
     """The ASGI application that answers for a model (a folder, a GGUF file, a hub name, a transformers model, or an Engine).
 
     `max_top_n_tokens` is TGI's cap on k and `max_logprobs` vLLM's (-1: none); `max_total_tokens` counts prompt and answer
     (default: the model's context). `round_trip` and `seconds_per_token` are the latency model, in seconds. `memo` keeps what
     the model said, so that a repeated request needs no model. `logprobs=False` plays a server that ignores the wish for
-    log-probabilities. Counters are in `app.state.stats`.
+    log-probabilities. `seed` is for sampling requests that name none (default: a new one each time). Counters are in
+    `app.state.stats`.
     """
     from uld_adapters.errors import MissingExtra, UnknownName
 
@@ -56,6 +58,7 @@ def build_app(
         max_total_tokens=max_total_tokens or engine.context,
         seconds_per_token=seconds_per_token,
         logprobs=logprobs,
+        seed=seed,
     )
     return assemble(engine, limits, dialect=dialect, round_trip=round_trip, api_key=api_key)
 

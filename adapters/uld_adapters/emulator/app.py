@@ -22,13 +22,17 @@ _START = "emulator.start"
 
 @dataclass(frozen=True)
 class Limits:
-    """What the server grants; `max_top` is the largest k (-1: the vocabulary), `max_total_tokens` counts prompt and answer."""
+    """What the server grants; `max_top` is the largest k (-1: the vocabulary), `max_total_tokens` counts prompt and answer.
+
+    `seed` is for sampling requests that name none; None draws one for each.
+    """
 
     model_id: str
     max_top: int
     max_total_tokens: int
     seconds_per_token: float = 0.0
     logprobs: bool = True
+    seed: int | None = None
 
 
 @dataclass

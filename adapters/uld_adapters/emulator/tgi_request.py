@@ -143,6 +143,7 @@ def check(body: GenerateRequest, engine: Engine, limits: Limits, *, stream: bool
         raise _invalid(f"`inputs` must have less than {longest} tokens. Given: {len(ids)}")
     warp = Warp(temperature=p.temperature or 1.0, top_k=p.top_k, top_p=p.top_p)
     sampled = p.do_sample or warp != Warp()
-    seed = (secrets.randbits(63) if p.seed is None else p.seed) if sampled else None
+    named = limits.seed if p.seed is None else p.seed
+    seed = (secrets.randbits(63) if named is None else named) if sampled else None
     full = full_text if p.return_full_text is None else p.return_full_text
     return Plan(body.inputs, ids, new, top_n, warp, seed, p.details, full, tuple(p.stop))

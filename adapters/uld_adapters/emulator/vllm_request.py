@@ -159,6 +159,7 @@ def check(body: CompletionRequest, engine: Engine, limits: Limits) -> Plan:
             " Please reduce the length of the input prompt or the number of requested output tokens.",
             param="input_tokens",
         )
-    seed = None if body.temperature == 0 else secrets.randbits(63) if body.seed is None else body.seed
+    named = limits.seed if body.seed is None else body.seed
+    seed = None if body.temperature == 0 else secrets.randbits(63) if named is None else named
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     return Plan(ids, wanted, _warp(body, engine), seed, top, prompt_top, stop)
