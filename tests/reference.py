@@ -53,7 +53,9 @@ class Reference:
             score = {v: (value - total) / temperature + noise[v] for v, value in score.items()}
         return sorted(score, key=lambda v: (-score[v], v)), touched
 
-    def generate(self, prompt: list[int], small_prompt: list[int], n: int, *, temperature: float = 0.0, seed: int = 0) -> tuple[list[int], int]:
+    def generate(
+        self, prompt: list[int], small_prompt: list[int], n: int, *, temperature: float = 0.0, seed: int = 0
+    ) -> tuple[list[int], int]:
         """Token ids of the answer, and how many positions were touched."""
         answer: list[int] = []
         touched_positions = 0

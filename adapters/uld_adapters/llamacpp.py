@@ -110,17 +110,21 @@ class LlamaCppBackend(ServedBackend):
         if not sampling.greedy:
             if text is None:
                 raise StreamInterrupted("llama.cpp stopped inside a character")
-            drawn = self._pieces(text[: len(text) - len(self._vocabulary.tokens[last[0]])], count)
+            drawn = self._pieces(text[: len(text) - len(self._spelling(last[0]))], count)
         tokens: list[int] = []
         positions: list[TopLogprobs] = []
         for step in range(count):
             top = await self._position([*prefix, *tokens])
             tokens.append(int(top.ids[0]) if drawn is None else drawn[step])
             positions.append(top)
-        spelled = b"".join(self._vocabulary.tokens[token] for token in [*tokens, *last])
+        spelled = b"".join(self._spelling(token) for token in [*tokens, *last])
         if text is not None and spelled != text:
             raise MalformedAnswer(f"the tokens that llama.cpp left out spell {spelled!r}, not {text!r}")
         return Draft(tuple(tokens), tuple(positions))
+
+    def _spelling(self, token: int) -> bytes:
+        """What llama.cpp writes for a token: nothing for a control token."""
+        return b"" if token in self._vocabulary.control else self._vocabulary.tokens[token]
 
     def _pieces(self, data: bytes, count: int) -> list[int]:
         found: list[list[int]] = []

@@ -72,7 +72,7 @@ class TGIBackend(ServedBackend):
             # TGI takes no temperature of 1 apart from leaving it out, and no top_p of 1.
             chosen = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
             parameters |= {name: value for name, value in chosen.items() if value is not None and not (name == "top_p" and value >= 1.0)}
-        index: int | None = None
+        index = 0
         seen: list[int] = []
         done = False
         async for event in self.http.events("/generate_stream", {"inputs": text, "parameters": parameters}):
@@ -106,11 +106,11 @@ class TGIBackend(ServedBackend):
             hint="render the prompt as text that starts like the server's own (the chat template does)",
         )
 
-    def _read(self, event: dict[str, Any], index: int | None, sampling: ServerSampling) -> tuple[int, TopLogprobs, int]:
+    def _read(self, event: dict[str, Any], index: int, sampling: ServerSampling) -> tuple[int, TopLogprobs, int]:
         try:
             token = int(event["token"]["id"])
             number = int(event["index"])
-            if index is not None and number != index + 1:
+            if number != index + 1:
                 raise MalformedAnswer("an event of TGI's stream was lost or came twice")
             tops = event.get("top_tokens")
             if not tops:

@@ -52,7 +52,7 @@ class VLLMBackend(ServedBackend):
         _ = self.tokenizer
         await self._named()
         seen: list[int] = []
-        offset: int | None = None
+        offset = 0
         finished = False
         body = {**self._body(prefix, n, sampling), "stream": True, "stream_options": {"include_usage": True}}
         async for event in self.http.events("/v1/completions", body):
@@ -73,8 +73,8 @@ class VLLMBackend(ServedBackend):
             raise StreamInterrupted("vLLM's answer ended before its last event")
 
     def _read(
-        self, choice: dict[str, Any], offset: int | None, sampling: ServerSampling
-    ) -> tuple[list[int], list[TopLogprobs], int | None]:
+        self, choice: dict[str, Any], offset: int, sampling: ServerSampling
+    ) -> tuple[list[int], list[TopLogprobs], int]:
         logprobs = choice.get("logprobs")
         ids = choice.get("token_ids") or []
         if logprobs is None:
@@ -88,7 +88,7 @@ class VLLMBackend(ServedBackend):
                 raise MalformedAnswer("vLLM's ids and log-probabilities do not belong together")
             positions = []
             for name, token, top, start in zip(names, tokens, tops, starts, strict=True):
-                if offset is not None and start != offset:
+                if start != offset:
                     raise MalformedAnswer("an event of vLLM's stream was lost or came twice")
                 offset = start + len(name)
                 pairs = [(_token_id(key), value) for key, value in top.items() if value is not None and value > MASKED]

@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from reference import Reference
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from reference import Reference
 from uld_adapters.emulator import EmulatorServer, build_app
 from uld_adapters.registry import create_backend
 from uld_adapters.vocabulary.tokens import end_token_ids
 from uld_offset_models.assistant import Gate, SmallModel
 from uld_offset_models.scorer import Scorer, Track
 from uld_offset_models.shift import Rule
-
 from uld_sdk.batching import SmallWorker
 from uld_sdk.generation import Answer, Settings
 from uld_sdk.prompts import render
@@ -26,14 +25,14 @@ from uld_sdk.verify import Mode
 
 PROMPTS = ["Who wrote the book about the sea?", "How many moons does the planet have?", "Describe 東京 in one word 😀", "def area("]
 LENGTH = 24
+RULE = Rule(alpha=3.0)
 K = 8
 
 
 @pytest.fixture(scope="module")
-def small(tiny_target: Path, tmp_path_factory: pytest.TempPathFactory) -> SmallModel:
-    """Another random model with a gate that opens at some prefixes and stays shut at others."""
-    folder = tiny.tiny_model(tmp_path_factory.mktemp("small") / "small", seed=7, scale=40.0)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+def small(tiny_target: Path) -> SmallModel:
+    """The target's own likeness with a gate that opens at some prefixes: there it knows what the target would say."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_target, dtype=torch.float32).eval()
     gate = Gate(model.config.hidden_size, bias=-0.5)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(3)
@@ -57,6 +56,7 @@ def speaking_target(tiny_target: Path, tmp_path_factory: pytest.TempPathFactory)
     tokenizer = AutoTokenizer.from_pretrained(tiny_target)
     broken = [i for i in range(len(tokenizer)) if "\ufffd" in tokenizer.decode([i])]
     with torch.no_grad():
+        model.lm_head.weight.mul_(0.4)
         model.lm_head.weight[broken] *= 0.2
     folder = tmp_path_factory.mktemp("speaking") / "target"
     model.save_pretrained(folder)
@@ -95,11 +95,13 @@ async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
 def reference(backend: Any, request: pytest.FixtureRequest, small: SmallModel) -> Reference:
     target = AutoModelForCausalLM.from_pretrained(target_folder(backend.name, request), dtype=torch.float32).eval()
     ends = end_token_ids(small.tokenizer)
-    return Reference(target, small.backbone, small.head, small.gate, ends, K, resume=lambda ids: backend.resume(ids))
+    return Reference(target, small.backbone, small.head, small.gate, ends, K, alpha=RULE.alpha, resume=lambda ids: backend.resume(ids))
 
 
-async def answer(backend: Any, worker: SmallWorker | None, prompt: str, *, sampling: Sampling, mode: Mode, draft: str | int = "stream") -> Result:
-    settings = Settings(Rule(), sampling, mode, LENGTH, draft=draft, max_retries=0)
+async def answer(
+    backend: Any, worker: SmallWorker | None, prompt: str, *, sampling: Sampling, mode: Mode, draft: str | int = "stream"
+) -> Result:
+    settings = Settings(RULE, sampling, mode, LENGTH, draft=draft, max_retries=0)
     capabilities = await backend.probe()
     ids = render(backend.tokenizer, prompt)
     track = Track()
