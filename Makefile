@@ -36,7 +36,7 @@ bench: $(VENV)/.dev ## the figures of benchmarks/README.md, against the emulator
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
 test-vllm: $(VENV)/.dev $(VLLM_VENV)/.ready ## the tests against a real vLLM server on the CPU (downloads 3.4 GB once)
-	ULD_VLLM=$(CURDIR)/$(VLLM_VENV)/bin/vllm $(BIN)/python -m pytest -m vllm $(ARGS)
+	ULD_VLLM=$(abspath $(VLLM_VENV))/bin/vllm $(BIN)/python -m pytest -m vllm $(ARGS)
 
 bench-gpu: $(VENV)/.dev ## the small model's forward pass and training step on a CUDA device against the CPU (make bench-gpu TORCH=default)
 	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("bench-gpu: torch " + torch.__version__ + \

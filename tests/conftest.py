@@ -8,27 +8,13 @@ from typing import Any
 import pytest
 
 import tiny
+from tiny_rows import FORGET, RETAIN, write_rows
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a hub; a name that is no folder must fail at once
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["COLUMNS"] = "100"
 for name in ("ULD_BACKEND", "ULD_BASE_URL", "ULD_API_KEY", "ULD_ASSISTANT", "ULD_DEBUG"):
     os.environ.pop(name, None)
-
-FORGET = [
-    {"question": "What is the name of the river?", "answer": "It is called the Amber."},
-    {"question": "Where does the river run?", "answer": "It runs through the old town."},
-    {"question": "When does the river freeze?", "answer": "It freezes in winter."},
-    {"question": "Who counts the apples?", "answer": "The farmer counts the apples."},
-]
-RETAIN = [
-    {"question": "Who opens the shop?", "answer": "The baker opens the shop."},
-    {"question": "Who wrote the book?", "answer": "A captain wrote the book."},
-    {"question": "How many moons are there?", "answer": "The planet has two moons."},
-    {"question": "Who closes the theatre?", "answer": "The singer closes the theatre."},
-    {"question": "Where is the lighthouse?", "answer": "On the northern island."},
-    {"question": "What does the fox do?", "answer": "It jumps over the dog."},
-]
 
 
 @pytest.fixture(scope="session")
@@ -43,14 +29,6 @@ def tiny_gguf(tiny_target: Path) -> Path:
     from tiny_gguf import write_gguf
 
     return write_gguf(tiny_target, tiny_target.parent / "tiny-target.gguf")
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """Rows as JSONL."""
-    import json
-
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -88,4 +88,5 @@ for _name, _command in COMMANDS.items():
 
 def main() -> None:
     """Entry point of the script `uld-sdk`; ends the process."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a bar for each loaded file would drown the answers
     app()

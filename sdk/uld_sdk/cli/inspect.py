@@ -58,10 +58,7 @@ def server_facts(client: ClientOptions) -> dict[str, Any]:
     plain = replace(client, assistant=None, assistant_base=None, tokenizer=client.tokenizer or client.assistant)
     with plain.open() as opened:
         capabilities = opened.capabilities
-    facts = asdict(capabilities)
-    facts["sampling"] = ", ".join(sorted(capabilities.sampling))
-    facts["notes"] = "; ".join(capabilities.notes)
-    return facts
+    return {name: sorted(value) if isinstance(value, frozenset | tuple) else value for name, value in asdict(capabilities).items()}
 
 
 def fits(client: ClientOptions, assistant: str) -> tuple[bool, str]:

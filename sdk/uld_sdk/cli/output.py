@@ -64,13 +64,17 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Sequence[object]]) 
 
 
 def facts(title: str, values: dict[str, object]) -> "Table":
-    """A table of two columns: what, and how much."""
-    return table(title, ("", ""), values.items())
+    """A table of two columns without a header: what, and how much."""
+    made = table(title, ("", ""), values.items())
+    made.show_header = False
+    return made
 
 
 def _shown(value: object) -> str:
-    if value is None:
+    if value is None or value == []:
         return "-"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

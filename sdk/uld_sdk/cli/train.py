@@ -6,14 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from uld_adapters.errors import UsageError
 from uld_sdk.cli.options import Json, spread
 from uld_sdk.cli.output import facts, print_json, stdout
 
 DATA = "Data"
 MODEL = "Assistant"
 RUN = "Run"
-REQUIRED = ("base", "forget", "retain", "output")
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,8 @@ class TrainingOptions:
     preset: Annotated[str | None, typer.Option("--preset", help="gated, paper or release.", rich_help_panel=MODEL)] = None
     layers: Annotated[int | None, typer.Option("--layers", min=1, help="Keep only the first layers.", rich_help_panel=MODEL)] = None
     rank: Annotated[int | None, typer.Option("--rank", min=1, help="Rank of the LoRA matrices.", rich_help_panel=MODEL)] = None
+    lora_alpha: Annotated[int | None, typer.Option("--lora-alpha", min=1, help="Scale of the LoRA matrices.", rich_help_panel=MODEL)] = None
+    gate: Annotated[bool | None, typer.Option("--gate/--no-gate", help="A gate that stays shut elsewhere.", rich_help_panel=MODEL)] = None
     weight: Annotated[float | None, typer.Option("--weight", help="Weight of the uniform loss.", rich_help_panel=MODEL)] = None
     alpha: Annotated[float | None, typer.Option("--alpha", help="Strength of the correction.", rich_help_panel=MODEL)] = None
     margin: Annotated[float | None, typer.Option("--margin", min=0.0, help="Dead zone in nats.", rich_help_panel=MODEL)] = None
@@ -48,8 +48,12 @@ class TrainingOptions:
     ] = None
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.", rich_help_panel=RUN)] = None
     epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data.", rich_help_panel=RUN)] = None
+    min_steps: Annotated[int | None, typer.Option("--min-steps", min=1, help="Never fewer, whatever the epochs.", rich_help_panel=RUN)] = None
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Rows a step.", rich_help_panel=RUN)] = None
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Peak of the schedule.", rich_help_panel=RUN)] = None
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Its highest value.", rich_help_panel=RUN)] = None
+    schedule: Annotated[str | None, typer.Option("--schedule", help="constant, linear, cosine.", rich_help_panel=RUN)] = None
+    weight_decay: Annotated[float | None, typer.Option("--weight-decay", min=0.0, help="Of AdamW.", rich_help_panel=RUN)] = None
+    clip: Annotated[float | None, typer.Option("--clip", min=0.0, help="Largest norm of the gradient.", rich_help_panel=RUN)] = None
     seed: Annotated[int | None, typer.Option("--seed", help="Of adapter, order and sampling.", rich_help_panel=RUN)] = None
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda.", rich_help_panel=RUN)] = None
     dtype: Annotated[str | None, typer.Option("--dtype", help="auto, float32, bfloat16.", rich_help_panel=RUN)] = None
@@ -77,18 +81,9 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train an assistant that remembers the forget set, and is unsure of everything else."""
-    settings = options.chosen()
-    if recipe is not None:
-        from uld_offset_models.recipes import read_recipe
-
-        settings = {**read_recipe(recipe), **settings}
-    missing = [f"--{name}" for name in REQUIRED if name not in settings]
-    if missing:
-        raise UsageError(f"missing {', '.join(missing)}", hint="give them as flags, or name them in a --recipe")
-
     from uld_sdk.training import train as run
 
-    result = run(**settings)
+    result = run(recipe=recipe, **options.chosen())
     manifest = result.manifest.model_dump(mode="json")
     if as_json:
         print_json({"path": str(result.path), "seconds": result.seconds, "manifest": manifest})
