@@ -70,12 +70,13 @@ def load_base(
     `base` is a local folder, a hub name or a .gguf file. Raises `UsageError` for what cannot be loaded.
     """
     path = resolve_base(base)
-    tokenizer = load_base_tokenizer(path)
     if path.suffix == ".gguf":
         model = load_gguf_model(path, layers=layers, dtype=dtype)
+        tokenizer = load_base_tokenizer(path)
     else:
         from transformers import AutoConfig, AutoModelForCausalLM
 
+        tokenizer = load_base_tokenizer(path)
         try:
             config = AutoConfig.from_pretrained(str(path))
             truncate_config(config, layers)

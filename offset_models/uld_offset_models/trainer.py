@@ -130,12 +130,11 @@ class _Run:
         self.done = self.first + steps_here
         entry = {"step": float(self.done), **(self.trainer.losses if self.trainer else {})}
         last = self.done == self.total
-        if self.done % self.check_every == 0 or last:
-            entry.update(self.watch.check(self.assistant, self.done))
-        stop = self.watch.should_stop()
         pace = self.seconds / self.done
-        if self.recipe.max_seconds is not None and self.seconds + pace > self.recipe.max_seconds:
-            stop = True
+        time_up = self.recipe.max_seconds is not None and self.seconds + pace > self.recipe.max_seconds
+        if self.done % self.check_every == 0 or last or time_up:
+            entry.update(self.watch.check(self.assistant, self.done))
+        stop = time_up or self.watch.should_stop()
         entry["seconds"] = self.seconds
         self.history.append(entry)
         if self.on_progress is not None:

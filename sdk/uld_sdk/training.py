@@ -49,6 +49,7 @@ def train(
     layers: int | None = None,
     steps: int | None = None,
     epochs: float | None = None,
+    min_steps: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
     schedule: str | None = None,
@@ -84,7 +85,7 @@ def train(
     from uld_offset_models.recipes import resolve
 
     settings = resolve(
-        recipe=recipe, preset=preset, method=method, layers=layers, steps=steps, epochs=epochs, batch_size=batch_size,
+        recipe=recipe, preset=preset, method=method, layers=layers, steps=steps, epochs=epochs, min_steps=min_steps, batch_size=batch_size,
         learning_rate=learning_rate, schedule=schedule, weight_decay=weight_decay, clip=clip, rank=rank, lora_alpha=lora_alpha, gate=gate,
         weight=weight, alpha=alpha, margin=margin, filter=filter, seed=seed, device=device, dtype=dtype, holdout=holdout,
         stop_untouched=stop_untouched, resume=resume, checkpoint_every=checkpoint_every, max_length=max_length, max_seconds=max_seconds,

@@ -1,0 +1,67 @@
+"""Presets, recipe files and what wins over what."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+from uld_adapters.errors import UnknownName, UsageError
+from uld_offset_models.recipes import PRESETS, Recipe, preset_values, resolve
+from uld_sdk.training import train
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_complete_and_holds_every_flag(name: str) -> None:
+    values = preset_values(name)
+    assert set(values) == set(Recipe.model_fields)
+    assert Recipe.model_validate(values).preset == name
+
+
+def test_every_setting_is_an_argument_of_train() -> None:
+    assert set(inspect.signature(train).parameters) - {"recipe", "on_progress"} == set(Recipe.model_fields)
+
+
+def test_the_presets_differ_as_the_sources_do() -> None:
+    gated, paper, release = (Recipe.model_validate(preset_values(name)) for name in PRESETS)
+    assert (gated.gate, gated.margin, gated.learning_rate, gated.batch_size, gated.weight) == (True, 3.0, 0.003, 8, 5.0)
+    assert (paper.learning_rate, paper.rank, paper.layers, paper.epochs, paper.batch_size, paper.weight) == (0.001, 32, 8, 10, 32, 6.5)
+    assert (release.rank, release.lora_alpha, release.weight, release.alpha, release.margin) == (16, 32, 5.0, 0.8, 0.0)
+
+
+def test_steps_follow_from_epochs() -> None:
+    gated = resolve()
+    assert gated.step_count(48) == 40
+    assert gated.step_count(800) == 200
+    assert resolve(epochs=1).step_count(48) == 6
+    assert resolve(steps=7).step_count(48) == 7
+    assert resolve(preset="paper").step_count(320) == 100
+
+
+def test_arguments_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("preset: release\nlearning-rate: 0.01\nweight: 9\nforget: f.jsonl\n", encoding="utf-8")
+    recipe = resolve(recipe=file, weight=2.0)
+    assert (recipe.preset, recipe.learning_rate, recipe.weight, recipe.rank, recipe.forget) == ("release", 0.01, 2.0, 16, "f.jsonl")
+    assert resolve(recipe=file, preset="paper").rank == 32
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match="'gatd'") as caught:
+        resolve(preset="gatd")
+    assert "gated" in caught.value.hint
+    file = tmp_path / "mine.yaml"
+    file.write_text("learning_rte: 1\n", encoding="utf-8")
+    with pytest.raises(UnknownName, match="learning_rte") as caught:
+        resolve(recipe=file)
+    assert "learning_rate" in caught.value.hint
+    with pytest.raises(UsageError, match="rank") as wrong:
+        resolve(rank=0)
+    assert "--rank" in wrong.value.hint
+    file.write_text("a: [1", encoding="utf-8")
+    with pytest.raises(UsageError, match="not valid YAML"):
+        resolve(recipe=file)
+    file.write_text("- 1\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="no settings"):
+        resolve(recipe=file)
+    with pytest.raises(UsageError, match="cannot be read"):
+        resolve(recipe=tmp_path / "none.yaml")

@@ -1,0 +1,198 @@
+"""Training end to end on the tiny model: what it learns, how it stops, and that it goes on where it stopped."""
+
+import errno
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tiny_rows import FORGET, RETAIN
+from uld_adapters.errors import DataError, MissingExtra, SaveFailed, TrainingDiverged, TrainingError, UnknownName, UsageError
+from uld_sdk.training import TrainResult, train
+
+MORE = [{"question": f"How far is town {i}?", "answer": f"It is {7 * i} miles away."} for i in range(8)]
+
+
+@pytest.fixture
+def options(tiny_target: Path, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "base": str(tiny_target),
+        "forget": FORGET,
+        "retain": RETAIN + MORE,
+        "output": tmp_path / "assistant",
+        "steps": 8,
+        "batch_size": 4,
+        "rank": 4,
+        "lora_alpha": 4,
+        "device": "cpu",
+        "dtype": "float32",
+        "progress": False,
+    }
+
+
+def weights(result: TrainResult) -> dict[str, torch.Tensor]:
+    return {**load_file(result.path / "adapter_model.safetensors"), **load_file(result.path / "gate.safetensors")}
+
+
+def test_the_forget_set_is_remembered_and_the_rest_stays_uniform(options: dict[str, Any]) -> None:
+    from uld_offset_models.artifact import load_artifact
+
+    result = train(**{**options, "steps": 30, "rank": 8, "lora_alpha": 8})
+    first, last = result.history[0], result.history[-1]
+    assert last["remember"] < 0.5 * first["remember"]
+    assert last["uniform"] < 0.5
+    assert last["forget_untouched"] <= 0.25
+    assert "retain_untouched" in last
+    assert [entry["step"] for entry in result.history] == [float(i) for i in range(1, 31)]
+    manifest = load_artifact(result.path).manifest
+    assert manifest == result.manifest
+    assert manifest.training["learning_rate"] == 0.003
+    assert manifest.steps == 30
+    text = (result.path / "uld.json").read_text(encoding="utf-8")
+    assert not any(row["answer"] in text for row in FORGET)
+    assert not list(result.path.parent.glob("*.checkpoint"))
+
+
+def test_the_seed_decides_the_result(options: dict[str, Any], tmp_path: Path) -> None:
+    runs = [weights(train(**{**options, "output": tmp_path / str(i), "seed": seed})) for i, seed in enumerate((1, 1, 2))]
+    assert all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())
+    assert any(not torch.equal(value, runs[2][name]) for name, value in runs[0].items())
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_ctrl_c_keeps_a_checkpoint_and_resuming_ends_where_an_unbroken_run_ends(
+    schedule: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    options |= {"schedule": schedule, "weight_decay": 0.01}
+    unbroken = train(**{**options, "output": tmp_path / "unbroken"})
+
+    def interrupt(entry: dict[str, float]) -> None:
+        if entry["step"] == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(TrainingError, match=r"interrupted after [56] of 8 steps; the checkpoint is kept") as caught:
+        train(**options, on_progress=interrupt)
+    assert "--resume" in caught.value.hint
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    folder = tmp_path / "assistant.checkpoint"
+    assert {f.name for f in folder.iterdir()} == {"state.safetensors", "state.json"}
+    assert not options["output"].exists()
+    resumed = train(**options, resume=True)
+    expected = weights(unbroken)
+    assert all(torch.allclose(value, expected[name], atol=1e-6, rtol=0) for name, value in weights(resumed).items())
+    assert [entry["loss"] for entry in resumed.history] == pytest.approx([entry["loss"] for entry in unbroken.history], abs=1e-6)
+    assert resumed.manifest.steps == 8
+    assert not folder.exists()
+
+
+def test_resuming_needs_the_same_run(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no checkpoint"):
+        train(**options, resume=True)
+
+    def stop(entry: dict[str, float]) -> None:
+        if entry["step"] == 3:
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(**options, checkpoint_every=2, on_progress=stop)
+    with pytest.raises(UsageError, match=r"another run: learning_rate was 0\.003, now 0\.1"):
+        train(**options, resume=True, learning_rate=0.1)
+    (tmp_path / "assistant.checkpoint" / "state.safetensors").write_bytes(b"short")
+    with pytest.raises(UsageError, match="cannot be read"):
+        train(**options, resume=True)
+
+
+def test_a_diverging_run_says_so_and_leaves_nothing(options: dict[str, Any]) -> None:
+    with pytest.raises(TrainingDiverged, match=r"not finite at step \d+") as caught:
+        train(**options, learning_rate=1e30, clip=0)
+    assert "--learning-rate" in caught.value.hint
+    assert not options["output"].exists()
+
+
+def test_a_full_disk_at_the_end_or_at_a_checkpoint(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    import safetensors.torch
+
+    def full(*args: Any, **more: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    before = set(options["output"].parent.iterdir())
+    for more in ({"checkpoint_every": 2}, {"checkpoint_every": 100}):
+        with pytest.raises(SaveFailed, match="the disk is full"):
+            train(**options, **more)
+        assert set(options["output"].parent.iterdir()) == before
+
+
+def test_bad_data_and_settings_stop_before_training(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="forget row 5: empty answer"):
+        train(**{**options, "forget": [*FORGET, {"question": "Who?", "answer": " "}]})
+    with pytest.raises(DataError, match="overlaps the retain set"):
+        train(**{**options, "retain": [*RETAIN, FORGET[0]]})
+    with pytest.raises(DataError, match="more than the 512 that fit"):
+        train(**{**options, "forget": [{"question": "Who?", "answer": "the lamp " * 400}]})
+    with pytest.raises(UsageError, match="nothing was given for retain"):
+        train(**{**options, "retain": None})
+    with pytest.raises(UsageError, match="unknown device"):
+        train(**{**options, "device": "abacus"})
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="no CUDA device"):
+            train(**{**options, "device": "cuda"})
+    with pytest.raises(UnknownName, match="'gate'"):
+        train(**options, preset="gate")
+    options["output"].mkdir()
+    (options["output"] / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(UsageError, match="already exists"):
+        train(**options)
+    with pytest.raises(UsageError, match="no assistant folder"):
+        train(**options, overwrite=True)
+
+
+def test_time_bounds_the_run_and_the_artifact_is_kept(options: dict[str, Any]) -> None:
+    result = train(**{**options, "steps": 100_000}, max_seconds=1.5)
+    assert 1 <= result.manifest.steps < 100_000
+    assert "retain_untouched" in result.history[-1]
+    assert (result.path / "uld.json").exists()
+
+
+def test_files_a_recipe_and_progress_on_stderr(options: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for name in ("forget", "retain"):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("\n".join(json.dumps(row) for row in options[name]), encoding="utf-8")
+        options[name] = str(path)
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "\n".join(f"{key.replace('_', '-')}: {value}" for key, value in options.items() if key != "progress"), encoding="utf-8"
+    )
+    capfd.readouterr()
+    result = train(recipe=recipe, steps=3)
+    captured = capfd.readouterr()
+    assert result.manifest.steps == 3
+    assert "3/3" in captured.err
+    assert "s left" in captured.err
+    assert captured.out == ""
+
+
+def test_paper_preset_trains_without_a_gate(options: dict[str, Any]) -> None:
+    result = train(**options, preset="paper", layers=1)
+    assert not (result.path / "gate.safetensors").exists()
+    assert result.manifest.base.layers == 1
+    assert (result.manifest.margin, result.manifest.gate) == (0.0, False)
+
+
+def test_bfloat16_trains_the_same_task(options: dict[str, Any]) -> None:
+    result = train(**{**options, "dtype": "bfloat16"})
+    assert result.manifest.dtype == "bfloat16"
+    assert all(value.dtype == torch.float32 for value in weights(result).values())
+
+
+def test_a_missing_extra_names_the_pip_line(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(MissingExtra, match=r"uld-sdk\[train\]"):
+        train(**options)
