@@ -48,7 +48,7 @@ class TrainingOptions:
     ] = None
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.", rich_help_panel=RUN)] = None
     epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data.", rich_help_panel=RUN)] = None
-    min_steps: Annotated[int | None, typer.Option("--min-steps", min=1, help="Never fewer, whatever the epochs.", rich_help_panel=RUN)] = None
+    min_steps: Annotated[int | None, typer.Option("--min-steps", min=1, help="Fewest, whatever the epochs.", rich_help_panel=RUN)] = None
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Rows a step.", rich_help_panel=RUN)] = None
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Its highest value.", rich_help_panel=RUN)] = None
     schedule: Annotated[str | None, typer.Option("--schedule", help="constant, linear, cosine.", rich_help_panel=RUN)] = None
