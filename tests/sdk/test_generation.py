@@ -7,39 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
+from decoding import LENGTH, PROMPTS, RULE, K, answer, likeness, speaking
 from reference import Reference
 from uld_adapters.emulator import EmulatorServer, build_app
 from uld_adapters.registry import create_backend
 from uld_adapters.vocabulary.tokens import end_token_ids
-from uld_offset_models.assistant import Gate, SmallModel
-from uld_offset_models.scorer import Scorer, Track
-from uld_offset_models.shift import Rule
+from uld_offset_models.assistant import SmallModel
+from uld_offset_models.scorer import Scorer
 from uld_sdk.batching import SmallWorker
-from uld_sdk.generation import Answer, Settings
 from uld_sdk.prompts import render
-from uld_sdk.result import Result
 from uld_sdk.sampling import Sampling
 from uld_sdk.verify import Mode
-
-PROMPTS = ["Who wrote the book about the sea?", "How many moons does the planet have?", "Describe 東京 in one word 😀", "def area("]
-LENGTH = 24
-RULE = Rule(alpha=3.0)
-K = 8
 
 
 @pytest.fixture(scope="module")
 def small(tiny_target: Path) -> SmallModel:
-    """The target's own likeness with a gate that opens at some prefixes: there it knows what the target would say."""
-    model = AutoModelForCausalLM.from_pretrained(tiny_target, dtype=torch.float32).eval()
-    gate = Gate(model.config.hidden_size, bias=-0.5)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(3)
-        gate.weight.copy_(torch.randn(model.config.hidden_size) * 0.4)
-    gate.requires_grad_(False)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_target)
-    return SmallModel(model.model.requires_grad_(False), model.lm_head.weight.detach(), gate, tokenizer)
+    return likeness(tiny_target)
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +36,7 @@ def worker(small: SmallModel) -> Iterator[SmallWorker]:
 
 @pytest.fixture(scope="module")
 def speaking_target(tiny_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny target with its taste for broken characters taken away: a server continued by text can go on from its text."""
-    model = AutoModelForCausalLM.from_pretrained(tiny_target, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_target)
-    broken = [i for i in range(len(tokenizer)) if "\ufffd" in tokenizer.decode([i])]
-    with torch.no_grad():
-        model.lm_head.weight.mul_(0.4)
-        model.lm_head.weight[broken] *= 0.2
-    folder = tmp_path_factory.mktemp("speaking") / "target"
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return speaking(tiny_target, tmp_path_factory.mktemp("speaking") / "target")
 
 
 @pytest.fixture(scope="module")
@@ -96,26 +71,6 @@ def reference(backend: Any, request: pytest.FixtureRequest, small: SmallModel) -
     target = AutoModelForCausalLM.from_pretrained(target_folder(backend.name, request), dtype=torch.float32).eval()
     ends = end_token_ids(small.tokenizer)
     return Reference(target, small.backbone, small.head, small.gate, ends, K, alpha=RULE.alpha, resume=lambda ids: backend.resume(ids))
-
-
-async def answer(
-    backend: Any, worker: SmallWorker | None, prompt: str, *, sampling: Sampling, mode: Mode, draft: str | int = "stream"
-) -> Result:
-    settings = Settings(RULE, sampling, mode, LENGTH, draft=draft, max_retries=0)
-    capabilities = await backend.probe()
-    ids = render(backend.tokenizer, prompt)
-    track = Track()
-    run = Answer(
-        backend, capabilities, settings, ids, end_token_ids(backend.tokenizer), worker=worker, small_prompt=ids, track=track
-    )
-    text, tokens, last = "", [], None
-    async for piece in run.run():
-        text += piece.text
-        tokens += piece.token_ids
-        last = piece.result or last
-    assert last is not None
-    assert text == last.text
-    return last
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
