@@ -1,7 +1,7 @@
 """The losses of ULD training, one function a formula (method.md, section 5), on logits that are never stored.
 
 `scaled` is c * h, the gated final hidden state at the positions that predict an answer token, so that l = W (c h). The head W is
-frozen: the gradient of logsumexp(l) is W^T softmax(l), which the forward pass computes at once, chunk by chunk.
+frozen: the gradient of logsumexp(l) is W^T softmax(l), which the forward pass computes at once, block by block of W.
 """
 
 import math
@@ -11,25 +11,34 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-_CHUNK = 96  # positions: their logits stay in cache
+_BLOCK = 4096  # rows of the head: the logits of all positions for so many stay in cache
+_CHUNK = 96  # positions, where only the largest logit is wanted
 
 
 class _LinearLogsumexp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scaled: Tensor, head: Tensor) -> Tensor:
-        total = torch.empty(len(scaled), dtype=torch.float32, device=scaled.device)
-        needs = ctx.needs_input_grad[0]
-        slope = torch.empty_like(scaled) if needs else None
-        for at in range(0, len(scaled), _CHUNK):
-            logits = (scaled[at : at + _CHUNK] @ head.T).float()
-            peak = logits.amax(-1, keepdim=True)
-            weight = logits.sub_(peak).exp_()
-            mass = weight.sum(-1, keepdim=True)
-            total[at : at + _CHUNK] = (mass.log() + peak).squeeze(-1)
+        # Like flash attention over the vocabulary: a running maximum, mass and slope, one block of rows at a time.
+        peak = scaled.new_full((len(scaled), 1), -math.inf, dtype=torch.float32)
+        mass = torch.zeros_like(peak)
+        slope = scaled.new_zeros(scaled.shape, dtype=torch.float32) if ctx.needs_input_grad[0] else None
+        buffer = scaled.new_empty(len(scaled) * min(_BLOCK, len(head)))
+        for block in torch.split(head, _BLOCK):
+            logits = torch.mm(scaled, block.T, out=buffer[: len(scaled) * len(block)].view(len(scaled), len(block))).float()
+            higher = torch.maximum(peak, logits.amax(-1, keepdim=True))
+            shrink = (peak - higher).exp_()
+            weight = logits.sub_(higher).exp_()
+            mass.mul_(shrink).add_(weight.sum(-1, keepdim=True))
             if slope is not None:
-                slope[at : at + _CHUNK] = (weight.to(head.dtype) @ head) / mass.to(head.dtype)
+                slope.mul_(shrink)
+                if head.dtype == torch.float32:
+                    slope.addmm_(weight, block)
+                else:
+                    slope.add_(weight.to(head.dtype) @ block)
+            peak = higher
+        total = (mass.log() + peak).squeeze(-1)
         if slope is not None:
-            ctx.save_for_backward(slope)
+            ctx.save_for_backward((slope / mass).to(scaled.dtype))
         return total
 
     @staticmethod

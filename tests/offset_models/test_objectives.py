@@ -15,6 +15,7 @@ POSITIONS, WIDTH, ROWS = 13, 8, 50
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objectives, "_CHUNK", 5)
+    monkeypatch.setattr(objectives, "_BLOCK", 7)
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor]:
