@@ -5,6 +5,8 @@ import random
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -28,6 +30,16 @@ from uld_adapters.errors import (
 FIRST_WAIT = 0.25  # seconds
 LONGEST_WAIT = 60.0  # seconds; a server that asks for more is not waited for any longer
 _CONTEXT = re.compile(r"context (length|size|window)|max_new_tokens` must be <=|max_total_tokens|exceed_context", re.IGNORECASE)
+
+
+@dataclass
+class Tally:
+    """Counts HTTP requests, those that failed included."""
+
+    requests: int = 0
+
+
+TALLY: ContextVar[Tally | None] = ContextVar("uld_tally", default=None)  # where the task that is running counts its requests
 
 
 def retryable(error: BaseException) -> bool:
@@ -116,6 +128,9 @@ class HttpClient:
     @asynccontextmanager
     async def _open(self, method: str, path: str, body: Any) -> AsyncIterator[httpx.Response]:
         url = self.base_url + path
+        tally = TALLY.get()
+        if tally is not None:
+            tally.requests += 1
         try:
             async with self._client.stream(method, url, json=body, headers=self._headers) as response:
                 if response.status_code >= 400:

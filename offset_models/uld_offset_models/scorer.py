@@ -69,10 +69,10 @@ class Scorer:
     @torch.inference_mode()
     def read(self, jobs: Sequence[tuple[Track, Sequence[int]]], *, every: bool = True) -> list[list[Reading]]:
         """Feed each track its new tokens in one batched pass; one Reading after each new token (only the last: every=False)."""
-        jobs = [(track, list(new)) for track, new in jobs]
-        hidden = self._forward(jobs)
+        feed = [(track, list(new)) for track, new in jobs]
+        hidden = self._forward(feed)
         readings = []
-        for states, (_, new) in zip(hidden, jobs, strict=True):
+        for states, (_, new) in zip(hidden, feed, strict=True):
             wanted = states[: len(new)] if every else states[len(new) - 1 : len(new)]
             readings.append(self._readings(wanted))
         return readings

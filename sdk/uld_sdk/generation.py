@@ -1,6 +1,7 @@
 """The decode loop: drafts come in, what stands goes out. Everything that waits is here; what decides is in verify.py."""
 
 import asyncio
+import contextvars
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -10,7 +11,7 @@ from typing import Any, Literal
 
 from uld_adapters.backend import Backend, Capabilities, ServerSampling
 from uld_adapters.errors import BackendError, MalformedAnswer, RequestRejected
-from uld_adapters.http import seconds_before_retry
+from uld_adapters.http import TALLY, Tally, seconds_before_retry
 from uld_adapters.logprobs import Draft, FinishReason, TopLogprobs
 from uld_offset_models.shift import Rule
 from uld_sdk.pace import Pace
@@ -95,8 +96,11 @@ class _Arrived:
 
 
 @asynccontextmanager
-async def _arrivals(pieces: AsyncGenerator[Draft]) -> AsyncIterator[asyncio.Queue[Draft | BaseException | None]]:
-    """Read a stream while its pieces are being verified; leaving early closes the connection, which cancels the request."""
+async def _arrivals(pieces: AsyncGenerator[Draft], counting: contextvars.Context) -> AsyncIterator[asyncio.Queue[Draft | BaseException | None]]:
+    """Read a stream while its pieces are being verified; leaving early closes the connection, which cancels the request.
+
+    The reading runs in the context `counting`, where the requests that it makes are counted.
+    """
     queue: asyncio.Queue[Draft | BaseException | None] = asyncio.Queue()
 
     async def pump() -> None:
@@ -108,7 +112,7 @@ async def _arrivals(pieces: AsyncGenerator[Draft]) -> AsyncIterator[asyncio.Queu
         except Exception as error:
             queue.put_nowait(error)
 
-    task = asyncio.create_task(pump())
+    task = asyncio.create_task(pump(), context=counting)
     try:
         yield queue
     finally:
@@ -142,6 +146,9 @@ class Answer:
         self.finish: str | None = None
         self.pace = Pace(settings.draft if capabilities.streams or settings.draft != "stream" else "auto")
         self.start = time.perf_counter()
+        self._tally = Tally()
+        self._counting = contextvars.copy_context()
+        self._counting.run(TALLY.set, self._tally)
 
     async def run(self) -> AsyncGenerator[Piece]:
         """Drafts until the answer ends; a draft that breaks off is asked for again from what stands."""
@@ -172,11 +179,10 @@ class Answer:
         asked = self.pace.ask(settings.max_new_tokens - len(self.tokens))
         sampling = settings.sampling.for_server if settings.mode is Mode.PASS_THROUGH else DRAFT_GREEDY
         start_length = len(self.tokens)
-        self.report.requests += 1
         rejected = False
         if self.reader is not None:
             self.reader.prime(self.tokens)
-        async with _arrivals(self.backend.stream(prefix, asked, sampling)) as queue:  # type: ignore[arg-type]
+        async with _arrivals(self.backend.stream(prefix, asked, sampling), self._counting) as queue:
             ended = False
             while not ended and self.finish is None and not rejected:
                 arrived = await self._gather(queue)
@@ -282,9 +288,9 @@ class Answer:
 
     async def _raw_report(self) -> TopLogprobs:
         """The raw top k of the next position, from a server whose sampled report is processed: one greedy token."""
-        self.report.requests += 1
         start = time.perf_counter()
-        draft = await self.backend.draft([*self.prompt, *self.tokens], 1)
+        asked = self.backend.draft([*self.prompt, *self.tokens], 1)
+        draft = await asyncio.create_task(asked, context=self._counting)
         self.report.seconds_server += time.perf_counter() - start
         if not draft.positions:
             raise MalformedAnswer("the server wrote nothing where a token was asked for")
@@ -319,6 +325,7 @@ class Answer:
             self.reader.rollback(common)
 
     def _last(self) -> Piece:
+        self.report.requests = self._tally.requests
         self.report.seconds_total = time.perf_counter() - self.start
         if self.reader is not None:
             self.report.seconds_small = self.reader.seconds

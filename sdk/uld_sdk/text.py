@@ -21,7 +21,7 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
-        self._decode = lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._ids: list[int] = []
         self._context = 0  # decoding restarts here, so that spaces that depend on the token before come out right
@@ -39,6 +39,9 @@ class TextStream:
             self._text += now[len(before) :]
             self._context, self._read = self._read, len(self._ids)
         return self._release(final=False)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def resplit(self, ids: Sequence[int]) -> None:
         """Go on from another split of the same text."""

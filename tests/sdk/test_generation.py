@@ -101,7 +101,8 @@ async def test_the_plain_remote_is_left_as_it_is(backend: Any, reference: Refere
     result = await answer(backend, None, PROMPTS[0], sampling=Sampling(), mode=Mode.GREEDY)
     assert list(result.token_ids) == expected
     assert result.untouched
-    assert result.report.requests == 1
+    most = {"hf": 0, "tgi": 1, "vllm": 1, "llamacpp": 1 + LENGTH}  # llama.cpp is asked again for each half character
+    assert min(1, most[backend.name]) <= result.report.requests <= most[backend.name]
 
 
 async def test_many_answers_share_the_small_models_passes(request: pytest.FixtureRequest, small: SmallModel) -> None:

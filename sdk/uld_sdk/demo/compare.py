@@ -50,14 +50,15 @@ def answered(question: Question, before: PlainAnswer, result: Any, tokenizer: An
 
 
 def side_by_side(client: Any, remote: PlainRemote, questions: Sequence[Question], *, max_new_tokens: int) -> list[Answered]:
-    """Each question asked twice, one after the other, in alternating order, so that neither side gains from the server's cache."""
+    """Each question asked twice, one after the other, each time from the same state of the server's prompt cache."""
     rows = []
-    for number, question in enumerate(questions):
-        plain = remote.ask(question.text, max_new_tokens=max_new_tokens) if number % 2 == 0 else None
+    for question in questions:
+        remote.settle()
+        plain = remote.ask(question.text, max_new_tokens=max_new_tokens)
+        remote.settle()
         begin = time.perf_counter()
         result = client.generate(question.text, max_new_tokens=max_new_tokens)
         seconds = time.perf_counter() - begin
-        plain = plain or remote.ask(question.text, max_new_tokens=max_new_tokens)
         rows.append(answered(question, plain, result, remote.tokenizer, seconds=seconds))
     return rows
 
@@ -81,8 +82,10 @@ def sampled(
     ours = plain = 0.0
     our_tokens = plain_tokens = 0
     for number, question in enumerate(questions):
+        remote.settle()
         answer = remote.ask(question.text, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=number)
         plain, plain_tokens = plain + answer.seconds, plain_tokens + len(answer.token_ids)
+        remote.settle()
         begin = time.perf_counter()
         result = client.generate(question.text, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
         ours, our_tokens = ours + time.perf_counter() - begin, our_tokens + len(result.token_ids)

@@ -35,6 +35,14 @@ class PlainRemote:
         messages = [{"role": "user", "content": question}]
         return list(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
 
+    def settle(self) -> None:
+        """Put the server's prompt cache in the same state before each answer that is to be compared.
+
+        What a prompt shares with the one before it is not computed again, and llama.cpp's values differ in the last bits with
+        the number of tokens computed together: enough to flip a near-tie and make the plain remote differ from itself.
+        """
+        self.ask("Ready?", max_new_tokens=1)
+
     def ask(self, question: str, *, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0) -> PlainAnswer:
         """One streamed answer; greedy at temperature 0."""
         body = {

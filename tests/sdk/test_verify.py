@@ -1,0 +1,175 @@
+"""Verification as pure mathematics: shift, ensemble, certainty, and draws that have the distribution they claim."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from uld_adapters.errors import UsageError
+from uld_adapters.logprobs import TopLogprobs
+from uld_offset_models.shift import Rule, ensemble, uld_shift, untouched
+from uld_sdk.sampling import Sampling, gumbel, process
+from uld_sdk.verify import Mode, judge
+
+ROWS = 40
+RULE = Rule(alpha=0.75, margin=1.0, filter=0.01)
+
+
+class Thought:
+    """A small model's reading made of given logits."""
+
+    gate = 0.5
+
+    def __init__(self, logits: np.ndarray) -> None:
+        self._excess = logits - np.logaddexp.reduce(logits) + math.log(len(logits))
+        self.peak = float(self._excess.max())
+
+    def excess(self) -> np.ndarray:
+        return self._excess
+
+
+def random_case(seed: int, k: int, *, scale: float = 2.0) -> tuple[np.ndarray, TopLogprobs, Thought]:
+    rng = np.random.default_rng(seed)
+    log_p = rng.normal(size=ROWS) * scale
+    log_p -= np.logaddexp.reduce(log_p)
+    order = np.argsort(-log_p)[:k]
+    return log_p, TopLogprobs.build(order, log_p[order], complete=k == ROWS), Thought(rng.normal(size=ROWS) * scale)
+
+
+def full_ensemble(log_p: np.ndarray, thought: Thought, rule: Rule) -> np.ndarray:
+    """The method's q over the whole vocabulary, in plain words."""
+    kept = log_p >= log_p.max() + math.log(rule.filter) if rule.filter else np.ones(len(log_p), dtype=bool)
+    weight = np.exp(log_p + uld_shift(thought.excess(), rule)) * kept
+    return weight / weight.sum()
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_complete_reports_give_the_full_ensemble(seed: int) -> None:
+    log_p, top, thought = random_case(seed, ROWS)
+    q = ensemble(top, uld_shift(thought.excess(), RULE), RULE.filter)
+    dense = np.zeros(ROWS)
+    dense[q.ids] = np.exp(q.logprobs)
+    np.testing.assert_allclose(dense, full_ensemble(log_p, thought, RULE), atol=1e-12)
+    assert q.bound == 0.0
+
+
+@given(seed=st.integers(0, 10_000), constant=st.floats(-50, 50), k=st.integers(2, ROWS))
+@settings(max_examples=60, deadline=None)
+def test_nothing_depends_on_a_constant_added_to_the_logits(seed: int, constant: float, k: int) -> None:
+    _, top, _ = random_case(seed, k)
+    logits = np.random.default_rng(seed).normal(size=ROWS)
+    first, second = Thought(logits), Thought(logits + constant)
+    for one, other in [(first, second)]:
+        a, b = (ensemble(top, uld_shift(t.excess(), RULE), RULE.filter) for t in (one, other))
+        np.testing.assert_array_equal(a.ids, b.ids)
+        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-9)
+
+
+@given(seed=st.integers(0, 10_000), k=st.integers(1, ROWS))
+@settings(max_examples=60, deadline=None)
+def test_a_uniform_assistant_changes_nothing(seed: int, k: int) -> None:
+    _, top, _ = random_case(seed, k)
+    uniform = Thought(np.full(ROWS, 3.0))
+    assert untouched(uniform.peak, RULE)
+    for rule in (RULE, Rule(margin=0.0, filter=0.0)):
+        q = ensemble(top, uld_shift(uniform.excess(), rule), 0.0)
+        np.testing.assert_allclose(q.logprobs, top.logprobs - np.logaddexp.reduce(top.logprobs), atol=1e-9)
+
+
+@given(seed=st.integers(0, 10_000), k=st.integers(1, ROWS - 1), margin=st.sampled_from([0.0, 1.0, 3.0]))
+@settings(max_examples=200, deadline=None)
+def test_exact_greedy_positions_are_exact_and_bounds_hold(seed: int, k: int, margin: float) -> None:
+    rule = Rule(alpha=0.75, margin=margin, filter=0.01)
+    log_p, top, thought = random_case(seed, k)
+    truth = full_ensemble(log_p, thought, rule)
+    q = ensemble(top, uld_shift(thought.excess(), rule), rule.filter)
+    dense = np.zeros(ROWS)
+    dense[q.ids] = np.exp(q.logprobs)
+    assert 0.5 * np.abs(dense - truth).sum() <= q.bound + 1e-12
+    verdict = judge(top, thought, rule, Sampling(), Mode.GREEDY, 0)
+    if verdict.exact and verdict.touched:
+        assert verdict.token == int(truth.argmax())
+
+
+@given(seed=st.integers(0, 10_000), k=st.integers(2, ROWS - 1), temperature=st.floats(0.3, 2.0))
+@settings(max_examples=200, deadline=None)
+def test_the_sampled_bound_holds_after_temperature(seed: int, k: int, temperature: float) -> None:
+    log_p, top, thought = random_case(seed, k)
+    sampling = Sampling(temperature, seed=1)
+    verdict = judge(top, thought, RULE, sampling, Mode.MATCH, 0)
+    touched = thought.peak > RULE.margin
+    truth = full_ensemble(log_p, thought, RULE) if touched else np.exp(log_p)
+    with np.errstate(divide="ignore"):
+        order = np.argsort(-truth, kind="stable")
+        heated = np.zeros(ROWS)
+        heated[order] = np.exp(process(np.log(truth[order]), sampling))
+    q = ensemble(top, uld_shift(thought.excess(), RULE), RULE.filter) if touched else None
+    ids, values = (q.ids, q.logprobs) if q is not None else (top.ids, top.logprobs)
+    dense = np.zeros(ROWS)
+    dense[ids] = np.exp(process(values, sampling))
+    assert 0.5 * np.abs(dense - heated).sum() <= verdict.bound + 1e-9
+
+
+def test_gumbel_draws_have_the_distribution_and_know_nothing_of_the_others() -> None:
+    log_q = np.log(np.array([0.5, 0.25, 0.15, 0.1]))
+    ids = np.array([7, 3, 11, 5])
+    draws = [int(ids[np.argmax(log_q + gumbel(9, position, ids))]) for position in range(4000)]
+    counts = [draws.count(i) for i in ids]
+    assert chisquare(counts, np.exp(log_q) * len(draws)).pvalue > 1e-3
+    np.testing.assert_array_equal(gumbel(9, 4, ids)[:2], gumbel(9, 4, ids[:2]))
+
+
+@pytest.mark.parametrize("touched", [False, True])
+def test_pass_through_and_match_give_q_whatever_was_drafted(touched: bool) -> None:
+    log_p, top, thought = random_case(4, ROWS, scale=0.8)
+    rule = Rule(alpha=1.0, margin=0.2 if touched else 50.0, filter=0.2)
+    truth = full_ensemble(log_p, thought, rule) if touched else np.exp(log_p)
+    sampling = Sampling(0.8, top_k=12, seed=2)
+    with np.errstate(divide="ignore"):
+        order = np.argsort(-truth, kind="stable")
+        expected = np.zeros(ROWS)
+        expected[order] = np.exp(process(np.log(truth[order]), sampling))
+    rng = np.random.default_rng(0)
+    for mode in (Mode.PASS_THROUGH, Mode.MATCH):
+        written = np.zeros(ROWS)
+        for position in range(5000):
+            draft = int(rng.choice(ROWS, p=expected if not touched else np.exp(log_p)))
+            stands = mode is Mode.PASS_THROUGH and not touched
+            written[draft if stands else judge(top, thought, rule, sampling, mode, position).token] += 1
+        seen = expected > 0
+        assert written[~seen].sum() == 0
+        assert chisquare(written[seen], expected[seen] * written.sum()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("cut", [{"top_k": 3}, {"top_p": 0.6}, {"min_p": 0.3}, {"top_k": 5, "top_p": 0.7, "min_p": 0.2}])
+def test_sampling_options_are_those_of_transformers(cut: dict[str, float]) -> None:
+    import torch
+    from transformers.generation.logits_process import (
+        LogitsProcessorList,
+        MinPLogitsWarper,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    values = np.sort(np.random.default_rng(1).normal(size=12) * 2)[::-1].copy()
+    values -= np.logaddexp.reduce(values)
+    warpers = {"top_k": TopKLogitsWarper, "top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper}
+    chain = LogitsProcessorList([TemperatureLogitsWarper(0.7), *(warpers[name](value) for name, value in cut.items())])
+    theirs = torch.log_softmax(chain(torch.zeros(1, 1, dtype=torch.long), torch.tensor(values)[None]), -1)[0].numpy()
+    np.testing.assert_allclose(process(values, Sampling(0.7, **cut)), theirs, atol=1e-9)
+
+
+def test_padding_rows_of_the_target_are_dropped() -> None:
+    top = TopLogprobs.build([ROWS + 2, 1, 2], [-0.1, -2.0, -3.0])
+    assert ROWS + 2 not in ensemble(top, np.zeros(ROWS), 0.01).ids
+
+
+@pytest.mark.parametrize("wrong", [{"alpha": -0.1}, {"margin": -1.0}, {"filter": 1.0}])
+def test_rules_that_cannot_be(wrong: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        Rule(**wrong)
