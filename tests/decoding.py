@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from uld_adapters.vocabulary.classify import Identity
 from uld_adapters.vocabulary.tokens import end_token_ids
 from uld_offset_models.assistant import Gate, SmallModel
 from uld_offset_models.scorer import Track
@@ -13,6 +14,7 @@ from uld_offset_models.shift import Rule
 from uld_sdk.batching import SmallWorker
 from uld_sdk.generation import Answer, Settings
 from uld_sdk.prompts import render
+from uld_sdk.reading import Reader
 from uld_sdk.result import Result
 from uld_sdk.sampling import Sampling
 from uld_sdk.verify import Mode
@@ -53,10 +55,8 @@ async def answer(
     settings = Settings(RULE, sampling, mode, LENGTH, draft=draft, max_retries=retries)
     capabilities = await backend.probe()
     ids = render(backend.tokenizer, prompt)
-    track = Track()
-    run = Answer(
-        backend, capabilities, settings, ids, end_token_ids(backend.tokenizer), worker=worker, small_prompt=ids, track=track
-    )
+    reader = None if worker is None else Reader(worker, Identity(), ids, Track())
+    run = Answer(backend, capabilities, settings, ids, end_token_ids(backend.tokenizer), reader=reader)
     text, tokens, last = "", [], None
     async for piece in run.run():
         text += piece.text

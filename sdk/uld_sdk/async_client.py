@@ -6,12 +6,14 @@ from contextlib import aclosing
 from typing import Any, Literal, Self
 
 from uld_adapters.backend import Backend, Capabilities
-from uld_adapters.errors import ArtifactMismatch, ContextExceeded, TokenizerMismatch, UsageError
+from uld_adapters.errors import ArtifactMismatch, ContextExceeded, UsageError
 from uld_adapters.registry import create_backend
+from uld_adapters.vocabulary.classify import Alignment, classify
 from uld_adapters.vocabulary.tokens import end_token_ids, tokenizer_fingerprint
 from uld_offset_models.shift import Rule
 from uld_sdk.generation import Answer, Settings
 from uld_sdk.prompts import Message, Prompt, render
+from uld_sdk.reading import Reader
 from uld_sdk.result import Piece, Result, ScoreResult
 from uld_sdk.sampling import Sampling
 from uld_sdk.scoring import score_continuation
@@ -77,6 +79,7 @@ class AsyncUnlearnedClient:
             self.backend = backend
         self._settings = {"on_touched": on_touched, "refusal": refusal, "draft": draft, "max_retries": max_retries, "trace": trace}
         self._worker: Any = None
+        self._alignment: Alignment | None = None
         self._small_tokenizer: Any = None
         self._ends: frozenset[int] = frozenset()
         self._capabilities: Capabilities | None = None
@@ -96,12 +99,7 @@ class AsyncUnlearnedClient:
         if self._assistant is None:
             return
         target = tokenizer_fingerprint(self.backend.tokenizer)
-        if target != self._manifest.tokenizer_sha256:
-            raise TokenizerMismatch(
-                f"the assistant {self._assistant} was trained for another tokenizer"
-                f" ({self._manifest.tokenizer_sha256[:12]}) than the target's ({target[:12]})",
-                hint="train an assistant whose base shares the target's tokenizer",
-            )
+        self._alignment = classify(target, self._manifest.tokenizer_sha256)
         from uld_offset_models.artifact import load_artifact
         from uld_offset_models.scorer import Scorer
         from uld_sdk.batching import SmallWorker
@@ -145,12 +143,14 @@ class AsyncUnlearnedClient:
         settings = Settings(
             rule=self.rule, sampling=sampling, mode=mode, max_new_tokens=max_new_tokens, stop=strings, **self._settings  # type: ignore[arg-type]
         )
-        if self._worker is None:
-            return Answer(self.backend, capabilities, settings, ids, self._ends)
+        return Answer(self.backend, capabilities, settings, ids, self._ends, reader=self._reader(prompt, raw=raw))
+
+    def _reader(self, prompt: Prompt, *, raw: bool) -> Reader | None:
+        if self._worker is None or self._alignment is None:
+            return None
         from uld_offset_models.scorer import Track
 
-        small = render(self._small_tokenizer, prompt, raw=raw)
-        return Answer(self.backend, capabilities, settings, ids, self._ends, worker=self._worker, small_prompt=small, track=Track())
+        return Reader(self._worker, self._alignment, render(self._small_tokenizer, prompt, raw=raw), Track())
 
     async def stream(self, prompt: Prompt, **options: Any) -> AsyncGenerator[Piece]:
         """Verified pieces as they are ready; the last carries the result. Options as in `generate`."""
@@ -205,13 +205,13 @@ class AsyncUnlearnedClient:
             raise UsageError("the continuation is empty", hint="pass some text to score")
         score = await self.backend.score(ids, tokens)
         readings: list[Any] = [None] * len(tokens)
-        if self._worker is not None:
-            from uld_offset_models.scorer import Track
-
-            small = render(self._small_tokenizer, prompt, raw=raw)
-            track = Track()
-            first = await self._worker.read(track, small, every=False)
-            readings = [*first, *(await self._worker.read(track, tokens[:-1]) if len(tokens) > 1 else [])]
+        reader = self._reader(prompt, raw=raw)
+        if reader is not None:
+            reader.prime([])
+            await reader.primed()
+            if len(tokens) > 1:
+                await reader.read(tokens[:-1])
+            readings = list(reader.ready)
         return score_continuation(score, readings, self.rule)
 
     async def close(self) -> None:

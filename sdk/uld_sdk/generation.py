@@ -3,18 +3,18 @@
 import asyncio
 import contextvars
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from uld_adapters.backend import Backend, Capabilities, ServerSampling
 from uld_adapters.errors import BackendError, MalformedAnswer, RequestRejected
 from uld_adapters.http import TALLY, Tally, seconds_before_retry
-from uld_adapters.logprobs import Draft, FinishReason, TopLogprobs
+from uld_adapters.logprobs import TopLogprobs
 from uld_offset_models.shift import Rule
+from uld_sdk.arrivals import arriving
 from uld_sdk.pace import Pace
+from uld_sdk.reading import Reader
 from uld_sdk.result import Piece, Report, Result, Step, Usage
 from uld_sdk.sampling import Sampling
 from uld_sdk.text import TextStream
@@ -39,87 +39,6 @@ class Settings:
     trace: bool = False
 
 
-@dataclass
-class _Reader:
-    """The small model beside one answer: its track, the readings that are ready, and how far it has been fed."""
-
-    worker: Any
-    prompt: Sequence[int]
-    track: Any
-    ready: deque[Any] = field(default_factory=deque)
-    task: asyncio.Task[list[Any]] | None = None
-    seconds: float = 0.0
-
-    @property
-    def fed(self) -> int:
-        return max(0, len(self.track.tokens) - len(self.prompt))
-
-    def prime(self, answer: Sequence[int]) -> None:
-        """Start reading what is already known (prompt, accepted tokens), so that the next position is ready when it comes."""
-        if self.ready or self.task is not None:
-            return
-        new = [*self.prompt, *answer] if not self.track.tokens else list(answer[self.fed :])
-        self.task = asyncio.create_task(self.worker.read(self.track, new, every=False))
-
-    async def primed(self) -> None:
-        if self.task is not None:
-            task, self.task = self.task, None
-            start = time.perf_counter()
-            self.ready.extend(await task)
-            self.seconds += time.perf_counter() - start
-
-    async def read(self, tokens: Sequence[int]) -> None:
-        start = time.perf_counter()
-        self.ready.extend(await self.worker.read(self.track, tokens))
-        self.seconds += time.perf_counter() - start
-
-    def rollback(self, answer: int) -> None:
-        """Keep the prompt and the first tokens of the answer."""
-        self.ready.clear()
-        self.track.rollback(len(self.prompt) + min(answer, self.fed))
-
-    async def aclose(self) -> None:
-        if self.task is not None:
-            self.task.cancel()
-            await asyncio.gather(self.task, return_exceptions=True)
-
-
-@dataclass(frozen=True)
-class _Arrived:
-    """What had come of a stream by the time it was looked at."""
-
-    tokens: list[int]
-    positions: list[TopLogprobs]
-    stopped: bool = False
-    ended: bool = False
-    error: BaseException | None = None
-
-
-@asynccontextmanager
-async def _arrivals(pieces: AsyncGenerator[Draft], counting: contextvars.Context) -> AsyncIterator[asyncio.Queue[Draft | BaseException | None]]:
-    """Read a stream while its pieces are being verified; leaving early closes the connection, which cancels the request.
-
-    The reading runs in the context `counting`, where the requests that it makes are counted.
-    """
-    queue: asyncio.Queue[Draft | BaseException | None] = asyncio.Queue()
-
-    async def pump() -> None:
-        try:
-            async with aclosing(pieces):
-                async for piece in pieces:
-                    queue.put_nowait(piece)
-            queue.put_nowait(None)
-        except Exception as error:
-            queue.put_nowait(error)
-
-    task = asyncio.create_task(pump(), context=counting)
-    try:
-        yield queue
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
 class Answer:
     """One answer in the making: `run` yields verified pieces and, last, the one that carries the result."""
 
@@ -131,16 +50,14 @@ class Answer:
         prompt: Sequence[int],
         end_ids: frozenset[int],
         *,
-        worker: Any = None,
-        small_prompt: Sequence[int] = (),
-        track: Any = None,
+        reader: Reader | None = None,
     ) -> None:
         self.backend, self.capabilities, self.settings = backend, capabilities, settings
         self.prompt = list(prompt)
         self.end_ids = end_ids
         self.tokens: list[int] = []
         self.text = TextStream(backend.tokenizer, settings.stop)
-        self.reader = _Reader(worker, list(small_prompt), track) if worker is not None else None
+        self.reader = reader
         self.report = Report(mode=settings.mode.value, top_logprobs=capabilities.top_logprobs)
         self.steps: list[Step] = []
         self.finish: str | None = None
@@ -182,10 +99,10 @@ class Answer:
         rejected = False
         if self.reader is not None:
             self.reader.prime(self.tokens)
-        async with _arrivals(self.backend.stream(prefix, asked, sampling), self._counting) as queue:
+        async with arriving(self.backend.stream(prefix, asked, sampling), self._counting) as arrivals:
             ended = False
             while not ended and self.finish is None and not rejected:
-                arrived = await self._gather(queue)
+                arrived = await arrivals.take()
                 ended = arrived.ended
                 async for piece, wrong in self._verify(arrived.tokens, arrived.positions):
                     rejected = wrong
@@ -198,29 +115,10 @@ class Answer:
                 if arrived.stopped and self.tokens:
                     self.end_ids = self.end_ids | {self.tokens[-1]}  # the server ends answers with a token that nobody named
                     self.finish = "stop"
+            self.report.seconds_server += arrivals.seconds
         self.pace.saw(len(self.tokens) - start_length - rejected, rejected=rejected)
         if ended and len(self.tokens) == start_length and self.finish is None:
             raise MalformedAnswer("the server ended its answer without writing anything")
-
-    async def _gather(self, queue: "asyncio.Queue[Draft | BaseException | None]") -> "_Arrived":
-        """Wait for a piece, then take all that has arrived meanwhile."""
-        start = time.perf_counter()
-        items = [await queue.get()]
-        self.report.seconds_server += time.perf_counter() - start
-        while not queue.empty():
-            items.append(queue.get_nowait())
-        tokens: list[int] = []
-        positions: list[TopLogprobs] = []
-        stopped = False
-        for item in items:
-            if item is None:
-                return _Arrived(tokens, positions, stopped=stopped, ended=True)
-            if isinstance(item, BaseException):
-                return _Arrived(tokens, positions, error=item)
-            tokens.extend(item.tokens)
-            positions.extend(item.positions)
-            stopped = stopped or item.finish is FinishReason.STOP
-        return _Arrived(tokens, positions, stopped=stopped)
 
     async def _verify(self, tokens: list[int], positions: list[TopLogprobs]) -> AsyncGenerator[tuple[Piece | None, bool]]:
         """Judge drafted tokens in order, reading ahead with the small model in as few passes as can be."""

@@ -27,10 +27,11 @@ class Step:
 class Report:
     """How an answer came about.
 
-    `requests` counts HTTP requests, failed ones and those that ask a position again included (a local model makes none). `drafted` tokens came from the server, `accepted` stood. Of `positions` verified, `untouched` are proved to be the
-    remote's own, `changed` carry another token than the remote wrote, `exact` are those of the full-vocabulary
-    distribution; at the others the total variation is at most `largest_bound`. `retokenised` counts how often a server that
-    takes text only was continued from another split of the same text.
+    `requests` counts HTTP requests, failed ones and those that ask a position again included (a local model makes none).
+    `drafted` tokens came from the server, `accepted` stood. Of `positions` verified, `untouched` are proved to be the
+    remote's own, `changed` carry another token than the remote wrote, `exact` are those of the full-vocabulary distribution;
+    at the others the total variation is at most `largest_bound`. `retokenised` counts how often a server that takes text
+    only was continued from another split of the same text.
     """
 
     mode: str = "greedy"

@@ -84,7 +84,8 @@ def test_pass_through_leaves_untouched_answers_to_the_server(name: str, request:
     with UnlearnedClient(backend=name, base_url=server.url, assistant=str(tiny_artifact), margin=50.0) as made:
         result = made.generate(PROMPT, max_new_tokens=8, temperature=0.8, top_p=0.95)
     assert result.untouched
-    assert (result.report.mode, result.report.requests) == ("pass-through", 1)
+    assert result.report.mode == "pass-through"
+    assert result.report.requests == 1 or name == "llamacpp", "llama.cpp is asked again for half characters, others never"
 
 
 def test_refuse_answers_the_refusal_as_soon_as_the_assistant_moves(vllm_server: Any, tiny_artifact: Path) -> None:

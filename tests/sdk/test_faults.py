@@ -13,11 +13,13 @@ from uld_adapters.emulator import build_app
 from uld_adapters.emulator.engine import Engine
 from uld_adapters.errors import BackendError
 from uld_adapters.registry import create_backend
+from uld_adapters.vocabulary.classify import Identity
 from uld_adapters.vocabulary.tokens import end_token_ids
 from uld_offset_models.scorer import Scorer, Track
 from uld_sdk.batching import SmallWorker
 from uld_sdk.generation import Answer, Settings
 from uld_sdk.prompts import render
+from uld_sdk.reading import Reader
 from uld_sdk.sampling import Sampling
 from uld_sdk.verify import Mode
 
@@ -67,4 +69,4 @@ def stream(
     ids = render(backend.tokenizer, prompt)
     settings = Settings(RULE, sampling, mode, LENGTH, max_retries=retries)
     ends = end_token_ids(backend.tokenizer)
-    return Answer(backend, capabilities, settings, ids, ends, worker=worker, small_prompt=ids, track=Track()).run()
+    return Answer(backend, capabilities, settings, ids, ends, reader=Reader(worker, Identity(), ids, Track())).run()

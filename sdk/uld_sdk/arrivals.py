@@ -1,0 +1,74 @@
+"""A stream that is read while its pieces are being verified."""
+
+import asyncio
+import contextvars
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+
+from uld_adapters.logprobs import Draft, FinishReason, TopLogprobs
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """What had come of a stream by the time it was looked at; `stopped` says that the server ended the answer."""
+
+    tokens: list[int]
+    positions: list[TopLogprobs]
+    stopped: bool = False
+    ended: bool = False
+    error: Exception | None = None
+
+
+class Arrivals:
+    """The pieces of a stream in the order they came; `seconds` were spent waiting for them."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[Draft | Exception | None] = asyncio.Queue()
+        self.seconds = 0.0
+
+    async def take(self) -> Arrived:
+        """Wait for a piece, then take all that has arrived meanwhile."""
+        start = time.perf_counter()
+        items = [await self.queue.get()]
+        self.seconds += time.perf_counter() - start
+        while not self.queue.empty():
+            items.append(self.queue.get_nowait())
+        tokens: list[int] = []
+        positions: list[TopLogprobs] = []
+        stopped = False
+        for item in items:
+            if item is None:
+                return Arrived(tokens, positions, stopped=stopped, ended=True)
+            if isinstance(item, Exception):
+                return Arrived(tokens, positions, error=item)
+            tokens.extend(item.tokens)
+            positions.extend(item.positions)
+            stopped = stopped or item.finish is FinishReason.STOP
+        return Arrived(tokens, positions, stopped=stopped)
+
+
+@asynccontextmanager
+async def arriving(pieces: AsyncGenerator[Draft], counting: contextvars.Context) -> AsyncIterator[Arrivals]:
+    """Read a stream in a task of its own; leaving early closes the connection, which cancels the request.
+
+    The reading runs in the context `counting`, where the requests that it makes are counted.
+    """
+    arrivals = Arrivals()
+
+    async def pump() -> None:
+        try:
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    arrivals.queue.put_nowait(piece)
+            arrivals.queue.put_nowait(None)
+        except Exception as error:
+            arrivals.queue.put_nowait(error)
+
+    task = asyncio.create_task(pump(), context=counting)
+    try:
+        yield arrivals
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,91 @@
+"""The small model beside one answer: what it has read, what it is reading ahead, and its readings in the target's tokens."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from uld_adapters.vocabulary.classify import Alignment
+from uld_sdk.batching import SmallWorker
+
+
+@dataclass(frozen=True)
+class AlignedReading:
+    """A reading whose excess is told for the target's token ids."""
+
+    inner: Any
+    alignment: Alignment
+
+    @property
+    def peak(self) -> float:
+        """The largest excess log p_a - log u in nats, or an upper bound of it."""
+        return float(self.inner.peak)
+
+    @property
+    def gate(self) -> float | None:
+        """c(x), None without a gate."""
+        return None if self.inner.gate is None else float(self.inner.gate)
+
+    def excess(self) -> np.ndarray:
+        """Log p_a(y|x) - log u(y) in nats by the target's ids, shape (rows,)."""
+        return self.alignment.read(self.inner.excess())
+
+
+@dataclass
+class Reader:
+    """Plan, score and read of a token's journey: ids are planned by the alignment, scored by the worker, read as excess.
+
+    `prompt` is the small model's own rendering; `track` holds what it has read. Readings wait in `ready`, one a position.
+    """
+
+    worker: SmallWorker
+    alignment: Alignment
+    prompt: Sequence[int]
+    track: Any
+    ready: deque[AlignedReading] = field(default_factory=deque)
+    task: asyncio.Task[list[Any]] | None = None
+    seconds: float = 0.0
+
+    @property
+    def fed(self) -> int:
+        """How many of the answer's tokens have been read."""
+        return max(0, len(self.track.tokens) - len(self.prompt))
+
+    def prime(self, answer: Sequence[int]) -> None:
+        """Start reading what is already known (prompt, accepted tokens), so that the next position is ready when it comes."""
+        if self.ready or self.task is not None:
+            return
+        new = [*self.prompt, *self.alignment.plan(answer)] if not self.track.tokens else self.alignment.plan(answer[self.fed :])
+        self.task = asyncio.create_task(self.worker.read(self.track, new, every=False))
+
+    async def primed(self) -> None:
+        """Wait for what `prime` started."""
+        if self.task is not None:
+            task, self.task = self.task, None
+            start = time.perf_counter()
+            self._keep(await task)
+            self.seconds += time.perf_counter() - start
+
+    async def read(self, tokens: Sequence[int]) -> None:
+        """Read the answer's next tokens; each gives a reading of the position after it."""
+        start = time.perf_counter()
+        self._keep(await self.worker.read(self.track, self.alignment.plan(tokens)))
+        self.seconds += time.perf_counter() - start
+
+    def _keep(self, readings: Sequence[Any]) -> None:
+        self.ready.extend(AlignedReading(reading, self.alignment) for reading in readings)
+
+    def rollback(self, answer: int) -> None:
+        """Keep the prompt and the first tokens of the answer."""
+        self.ready.clear()
+        self.track.rollback(len(self.prompt) + min(answer, self.fed))
+
+    async def aclose(self) -> None:
+        """Stop reading ahead."""
+        if self.task is not None:
+            self.task.cancel()
+            await asyncio.gather(self.task, return_exceptions=True)
