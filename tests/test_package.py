@@ -137,3 +137,17 @@ def test_ctrl_c_ends_with_130_and_a_word(tmp_path: Path) -> None:
     assert out == ""
     assert "interrupted" in err
     assert "Traceback" not in err
+
+
+def test_the_wheel_holds_code_types_and_data(tmp_path: Path) -> None:
+    import zipfile
+
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for package in PACKAGES:
+        ours = {path for path in package.rglob("*") if path.suffix in {".py", ".yaml", ".jsonl", ".html", ".typed"}}
+        assert {str(path.relative_to(package.parent)) for path in ours} <= names
+    assert not any(name.split("/")[0] in {"tests", "examples", "benchmarks"} for name in names)
