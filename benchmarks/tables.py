@@ -21,7 +21,9 @@ def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def source(figures: dict[str, Any]) -> str:
-    """Where a part's figures come from."""
+    """Where a part's figures come from; a script run by itself leaves only its figures."""
+    if "command" not in figures:
+        return "Made by the part's own script.\n"
     return f"`{figures['command']}`, {figures['date']}, {figures['machine']}, {figures['seconds']:.0f} s.\n"
 
 

@@ -174,7 +174,8 @@ def save_artifact(
     with saving(output) as folder:
         from safetensors.torch import save_file
 
-        adapter.save_pretrained(str(folder), safe_serialization=True)
+        # Asked to decide by itself whether embeddings belong in the file, peft looks for a config.json on the hub.
+        adapter.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
         if gate is not None:
             save_file({name: value.detach().float().cpu().contiguous() for name, value in gate.state_dict().items()}, str(folder / GATE))
         tokenizer.save_pretrained(str(folder))

@@ -58,16 +58,22 @@ class UnlearnedClient:
     def stream(self, prompt: Prompt, **options: Any) -> Iterator[Piece]:
         """Verified pieces as they are ready; leaving the loop cancels the request. See `AsyncUnlearnedClient.stream`."""
         pieces = self._client.stream(prompt, **options)
+        turn = asyncio.Lock()  # an interrupted wait lets go of the generator a moment after it is cancelled
 
         async def following() -> Piece | None:
-            return await anext(pieces, None)
+            async with turn:
+                return await anext(pieces, None)
+
+        async def close() -> None:
+            async with turn:
+                await pieces.aclose()
 
         try:
             while (piece := self._wait(following())) is not None:
                 yield piece
         finally:
             if not self._closed:
-                self._wait(pieces.aclose())
+                self._wait(close())
 
     def generate_many(self, prompts: Sequence[Prompt], **options: Any) -> list[Result]:
         """Many answers at once; see `AsyncUnlearnedClient.generate_many`."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -16,34 +15,21 @@ from starlette.types import Scope
 
 from uld_adapters.emulator.app import Answer, Desk, event
 from uld_adapters.emulator.sampling import Row, Sampler, top
-from uld_adapters.emulator.vllm_request import CompletionRequest, Plan, bad_request, body_of, check, check_ids, check_model
+from uld_adapters.emulator.vllm_request import (
+    CompletionRequest,
+    DetokenizeRequest,
+    Plan,
+    TokenizeRequest,
+    bad_request,
+    body_of,
+    check,
+    check_ids,
+    check_model,
+)
 from uld_adapters.emulator.vllm_text import Report, Text
 
 FINGERPRINT = "vllm-0.32.0-emulated"
 LOWEST = -9999.0  # what the real server writes for minus infinity
-
-
-class TokenizeRequest(BaseModel):
-    """A body of `/tokenize`: a prompt, or messages for the chat template."""
-
-    model_config = ConfigDict(frozen=True)
-
-    model: str | None = None
-    prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
-    add_special_tokens: bool | None = None
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    return_token_strs: bool = False
-
-
-class DetokenizeRequest(BaseModel):
-    """A body of `/detokenize`."""
-
-    model_config = ConfigDict(frozen=True)
-
-    model: str | None = None
-    tokens: list[int]
 
 
 def guarded(scope: Scope) -> bool:

@@ -3,7 +3,7 @@
 import json
 import secrets
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
@@ -48,6 +48,29 @@ class CompletionRequest(BaseModel):
     add_special_tokens: bool = True
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
+
+
+class TokenizeRequest(BaseModel):
+    """A body of `/tokenize`: a prompt, or messages for the chat template."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    return_token_strs: bool = False
+
+
+class DetokenizeRequest(BaseModel):
+    """A body of `/detokenize`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str | None = None
+    tokens: list[int]
 
 
 @dataclass(frozen=True)
