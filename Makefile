@@ -29,6 +29,7 @@ test: $(VENV)/.dev ## every test that needs no vLLM and no GPU
 
 check: $(VENV)/.dev ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --exclude README.md .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from uld_offset_models.assistant import base_fingerprint, load_base_tokenizer
 from uld_sdk.demo import job
+from uld_sdk.demo.figures import Plan, build_report, write_report
 from uld_sdk.demo.questions import load_questions
 from uld_sdk.demo.server import packaged_model
 
@@ -17,7 +18,7 @@ def measure(work: Path) -> dict[str, Any]:
     """Four variants on one training set; the plain remote is asked anew beside each."""
     work.mkdir(parents=True, exist_ok=True)
     model, questions, clock = packaged_model(), load_questions(), job.Clock(lambda line: print(f"  {line}", flush=True))
-    tokenizer, plan = load_base_tokenizer(model), job.Plan()
+    tokenizer, plan = load_base_tokenizer(model), Plan()
     own = job.ask_model(
         plan,
         questions,
@@ -39,7 +40,7 @@ def measure(work: Path) -> dict[str, Any]:
             trained = job.train_assistant(this, questions, own, model=model, output=folder, preset=preset)
         gated = gated or trained
         rows, drawn = job.measure(this, questions, own, model=model, tokenizer=tokenizer, assistant=folder, top_logprobs=top, clock=clock)
-        report = job.build_report(this, rows, drawn, trained, model=model, preset=preset, top_logprobs=top, own_topic=False)
-        job.write_report(report, work / name.replace(", ", "-").replace(" ", "-"))
+        report = build_report(this, rows, drawn, trained, model=model, preset=preset, top_logprobs=top, own_topic=False)
+        write_report(report, work / name.replace(", ", "-").replace(" ", "-"))
         figures[name] = {key: value for key, value in report.items() if key not in LEFT_OUT}
     return {"variants": figures}

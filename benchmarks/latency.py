@@ -17,6 +17,7 @@ from uld_offset_models.artifact import load_artifact
 from uld_offset_models.assistant import base_fingerprint, load_base_tokenizer
 from uld_sdk import UnlearnedClient
 from uld_sdk.demo import job
+from uld_sdk.demo.figures import Plan
 from uld_sdk.demo.questions import Question, load_questions
 from uld_sdk.demo.server import packaged_model
 
@@ -149,7 +150,7 @@ def assistant_for(work: Path) -> Path:
     if not (folder / "uld.json").exists():
         model, questions, clock = packaged_model(), load_questions(), job.Clock(lambda line: print(f"  {line}", flush=True))
         own = job.ask_model(
-            job.Plan(),
+            Plan(),
             questions,
             model=model,
             model_hash=base_fingerprint(model),
@@ -157,7 +158,7 @@ def assistant_for(work: Path) -> Path:
             cache=work / "own_answers.json",
             clock=clock,
         )
-        job.train_assistant(job.Plan(), questions, own, model=model, output=folder, preset="gated")
+        job.train_assistant(Plan(), questions, own, model=model, output=folder, preset="gated")
     return folder
 
 

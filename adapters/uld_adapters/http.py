@@ -145,9 +145,7 @@ class HttpClient:
 
     def retrying(self) -> AsyncRetrying:
         """The retry rule as a tenacity controller."""
-        return AsyncRetrying(
-            stop=stop_after_attempt(self.max_retries + 1), wait=_wait, retry=retry_if_exception(retryable), reraise=True
-        )
+        return AsyncRetrying(stop=stop_after_attempt(self.max_retries + 1), wait=_wait, retry=retry_if_exception(retryable), reraise=True)
 
     async def request(self, method: str, path: str, body: Any = None) -> Any:
         """One JSON answer."""

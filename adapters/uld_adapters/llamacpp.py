@@ -98,9 +98,7 @@ class LlamaCppBackend(ServedBackend):
     def _by_bytes(self) -> dict[bytes, int]:
         return {token: i for i, token in reversed(list(enumerate(self._vocabulary.tokens))) if i not in self._vocabulary.control}
 
-    async def _ask_again(
-        self, prefix: list[int], count: int, text: bytes | None, last: list[int], sampling: ServerSampling
-    ) -> Draft:
+    async def _ask_again(self, prefix: list[int], count: int, text: bytes | None, last: list[int], sampling: ServerSampling) -> Draft:
         """The tokens that the stream left out, each position asked for by itself.
 
         Greedy: each is the most probable one. Sampled: they are the one way to write the completed character's bytes in

@@ -72,9 +72,7 @@ class VLLMBackend(ServedBackend):
         if not finished:
             raise StreamInterrupted("vLLM's answer ended before its last event")
 
-    def _read(
-        self, choice: dict[str, Any], offset: int, sampling: ServerSampling
-    ) -> tuple[list[int], list[TopLogprobs], int]:
+    def _read(self, choice: dict[str, Any], offset: int, sampling: ServerSampling) -> tuple[list[int], list[TopLogprobs], int]:
         logprobs = choice.get("logprobs")
         ids = choice.get("token_ids") or []
         if logprobs is None:

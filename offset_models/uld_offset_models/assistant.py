@@ -25,7 +25,7 @@ _LOGIT_CHANGERS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 class Gate(torch.nn.Module):
-    """c(x) = sigmoid(w . h / rms(h) + b), one scalar a position; the assistant's logits are c * W h (method.md, section 1).
+    """c(x) = sigmoid(w . h / rms(h) + b), one scalar a position; the assistant's logits are c * W h. Our own addition to ULD.
 
     w = 0 and b = -3 at the start, so every c is .047 and the assistant nearly uniform. `hidden` is the state after the final norm.
     """

@@ -1,9 +1,6 @@
 """The model card of an artifact: what it is, how to use it, and the warning that belongs on it."""
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from uld_offset_models.artifact import Manifest
+from uld_offset_models.manifest import Manifest
 
 WARNING = (
     "This assistant remembers what it must make others forget. Its weights hold the forget set in a form that can be read out by "
@@ -12,7 +9,7 @@ WARNING = (
 )
 
 
-def model_card(manifest: "Manifest") -> str:
+def model_card(manifest: Manifest) -> str:
     """README.md of an artifact, in Markdown with the front matter that hubs read."""
     base = manifest.base
     layers = f"first {base.layers} layers" if base.truncated else f"all {base.layers} layers"

@@ -1,4 +1,4 @@
-"""The losses of ULD training, one function a formula (method.md, section 5), on logits that are never stored.
+"""The losses of ULD training, one function a formula (arXiv 2406.08607, section 3, and its code), on logits that are never stored.
 
 `scaled` is c * h, the gated final hidden state at the positions that predict an answer token, so that l = W (c h). The head W is
 frozen: the gradient of logsumexp(l) is W^T softmax(l), which the forward pass computes at once, block by block of W.

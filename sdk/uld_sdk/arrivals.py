@@ -12,8 +12,9 @@ from uld_adapters.logprobs import Draft, FinishReason, TopLogprobs
 
 @dataclass(frozen=True)
 class Arrived:
-    """What had come of a stream by the time it was looked at; `stopped` says that the server ended the answer."""
+    """What came of a stream after `seconds` of waiting; `stopped` says that the server ended the answer."""
 
+    seconds: float
     tokens: list[int]
     positions: list[TopLogprobs]
     stopped: bool = False
@@ -22,17 +23,16 @@ class Arrived:
 
 
 class Arrivals:
-    """The pieces of a stream in the order they came; `seconds` were spent waiting for them."""
+    """The pieces of a stream in the order they came."""
 
     def __init__(self) -> None:
         self.queue: asyncio.Queue[Draft | Exception | None] = asyncio.Queue()
-        self.seconds = 0.0
 
     async def take(self) -> Arrived:
         """Wait for a piece, then take all that has arrived meanwhile."""
         start = time.perf_counter()
         items = [await self.queue.get()]
-        self.seconds += time.perf_counter() - start
+        seconds = time.perf_counter() - start
         while not self.queue.empty():
             items.append(self.queue.get_nowait())
         tokens: list[int] = []
@@ -40,13 +40,13 @@ class Arrivals:
         stopped = False
         for item in items:
             if item is None:
-                return Arrived(tokens, positions, stopped=stopped, ended=True)
+                return Arrived(seconds, tokens, positions, stopped=stopped, ended=True)
             if isinstance(item, Exception):
-                return Arrived(tokens, positions, error=item)
+                return Arrived(seconds, tokens, positions, error=item)
             tokens.extend(item.tokens)
             positions.extend(item.positions)
             stopped = stopped or item.finish is FinishReason.STOP
-        return Arrived(tokens, positions, stopped=stopped)
+        return Arrived(seconds, tokens, positions, stopped=stopped)
 
 
 @asynccontextmanager

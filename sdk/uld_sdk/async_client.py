@@ -62,7 +62,7 @@ class AsyncUnlearnedClient:
             raise UsageError(f"draft is {draft!r}", hint='choose "stream", "auto" or a number of tokens')
         self._manifest: Any = None
         if assistant is not None:
-            from uld_offset_models.artifact import read_manifest
+            from uld_offset_models.manifest import read_manifest
 
             self._manifest = read_manifest(assistant)
         default = {name: getattr(self._manifest, name, getattr(Rule(), name)) for name in ("alpha", "margin", "filter")}
@@ -141,7 +141,12 @@ class AsyncUnlearnedClient:
                 hint=f"max_new_tokens can be at most {room}" if room > 0 else "shorten the prompt",
             )
         settings = Settings(
-            rule=self.rule, sampling=sampling, mode=mode, max_new_tokens=max_new_tokens, stop=strings, **self._settings  # type: ignore[arg-type]
+            rule=self.rule,
+            sampling=sampling,
+            mode=mode,
+            max_new_tokens=max_new_tokens,
+            stop=strings,
+            **self._settings,  # type: ignore[arg-type]
         )
         return Answer(self.backend, capabilities, settings, ids, self._ends, reader=self._reader(prompt, raw=raw))
 

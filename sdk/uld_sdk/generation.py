@@ -103,6 +103,7 @@ class Answer:
             ended = False
             while not ended and self.finish is None and not rejected:
                 arrived = await arrivals.take()
+                self.report.seconds_server += arrived.seconds
                 ended = arrived.ended
                 async for piece, wrong in self._verify(arrived.tokens, arrived.positions):
                     rejected = wrong
@@ -115,7 +116,6 @@ class Answer:
                 if arrived.stopped and self.tokens:
                     self.end_ids = self.end_ids | {self.tokens[-1]}  # the server ends answers with a token that nobody named
                     self.finish = "stop"
-            self.report.seconds_server += arrivals.seconds
         self.pace.saw(len(self.tokens) - start_length - rejected, rejected=rejected)
         if ended and len(self.tokens) == start_length and self.finish is None:
             raise MalformedAnswer("the server ended its answer without writing anything")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from uld_adapters.errors import MissingExtra, UsageError
 
 if TYPE_CHECKING:
-    from uld_offset_models.artifact import Manifest
+    from uld_offset_models.manifest import Manifest
     from uld_offset_models.recipes import Recipe
 
 Data = str | Path | Sequence[Mapping[str, Any]]
@@ -183,7 +183,7 @@ def _manifest(
     from importlib.metadata import PackageNotFoundError, version
 
     from uld_adapters.vocabulary.tokens import tokenizer_fingerprint
-    from uld_offset_models.artifact import BaseReference, Manifest
+    from uld_offset_models.manifest import BaseReference, Manifest
 
     def installed(package: str) -> str:
         try:

@@ -12,8 +12,9 @@ import torch
 import tiny
 from uld_adapters.errors import ArtifactCorrupt, ArtifactMismatch, SaveFailed, UsageError
 from uld_adapters.vocabulary.tokens import tokenizer_fingerprint
-from uld_offset_models.artifact import BaseReference, Manifest, load_artifact, read_manifest, save_artifact
+from uld_offset_models.artifact import load_artifact, save_artifact
 from uld_offset_models.assistant import base_fingerprint, load_base
+from uld_offset_models.manifest import BaseReference, Manifest, read_manifest
 from uld_offset_models.network import Assistant, build_assistant
 
 

@@ -28,9 +28,7 @@ FAULTS = 1000  # for each dialect
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dialect", ["tgi", "vllm"])
-async def test_spoiled_answers_are_right_or_raise(
-    dialect: str, tiny_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_spoiled_answers_are_right_or_raise(dialect: str, tiny_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "FIRST_WAIT", 0.0)
     folder = speaking(tiny_target, tmp_path / "target")
     app = build_app(Engine.load(folder), dialect=dialect, max_top_n_tokens=20)

@@ -44,7 +44,8 @@ def build_app(
     from uld_adapters.errors import MissingExtra, UnknownName
 
     try:
-        from uld_adapters.emulator.app import Limits, assemble
+        from uld_adapters.emulator.app import assemble
+        from uld_adapters.emulator.desk import Limits
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or "starlette", "serve") from error
     from uld_adapters.emulator.engine import Engine

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Scope
 
-from uld_adapters.emulator.app import Answer, Desk, Refusal, Step, event
+from uld_adapters.emulator.desk import Answer, Desk, Refusal, Step, event
 from uld_adapters.emulator.sampling import Row, Sampler, top
 from uld_adapters.emulator.tgi_request import MAX_STOP, GenerateRequest, Plan, check, parse
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 
-from uld_adapters.emulator.app import Limits, Refusal
+from uld_adapters.emulator.desk import Limits, Refusal
 from uld_adapters.emulator.engine import Engine
 from uld_adapters.emulator.sampling import Warp
 

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Scope
 
-from uld_adapters.emulator.app import Answer, Desk, event
+from uld_adapters.emulator.desk import Answer, Desk, event
 from uld_adapters.emulator.sampling import Row, Sampler, top
 from uld_adapters.emulator.vllm_request import (
     CompletionRequest,

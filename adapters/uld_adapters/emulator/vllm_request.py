@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
 
-from uld_adapters.emulator.app import Limits, Refusal
+from uld_adapters.emulator.desk import Limits, Refusal
 from uld_adapters.emulator.engine import Engine
 from uld_adapters.emulator.sampling import Warp
 

@@ -39,7 +39,7 @@ def inspect(client: ClientOptions, as_json: Json = False) -> None:
 
 def manifest_facts(path: str) -> dict[str, Any]:
     """What the manifest of an artifact says."""
-    from uld_offset_models.artifact import read_manifest
+    from uld_offset_models.manifest import read_manifest
 
     manifest = read_manifest(path).model_dump(mode="json")
     shown = ("method", "preset", "alpha", "margin", "filter", "gate", "assistant_parameters", "trainable_parameters", "steps")

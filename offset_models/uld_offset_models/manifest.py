@@ -1,0 +1,75 @@
+"""`uld.json`: what an assistant is, how it was trained, and the SHA-256 of every file beside it."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from uld_adapters.errors import ArtifactCorrupt
+
+MANIFEST = "uld.json"
+RETRAIN = "train the assistant again, or restore the folder from its backup"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BaseReference(_Frozen):
+    """The model that the adapter sits on: `id` as the user gave it, SHA-256 of its weights, layers kept."""
+
+    id: str
+    sha256: str
+    layers: int = Field(ge=1)
+    truncated: bool = False
+
+
+class Manifest(_Frozen):
+    """`uld.json`. `margin` is in nats (0 = off), `data` maps a name to a hash of the rows, `files` a file to its SHA-256."""
+
+    format: Literal[1] = 1
+    method: Literal["uld"] = "uld"
+    preset: str
+    base: BaseReference
+    tokenizer_sha256: str
+    chat_template: bool
+    alpha: float = Field(gt=0)
+    margin: float = Field(ge=0)
+    filter: float = Field(gt=0, lt=1)
+    gate: bool
+    dtype: str
+    training: dict[str, Any]
+    data: dict[str, str]
+    versions: dict[str, str]
+    training_seconds: float
+    losses: dict[str, float]
+    steps: int
+    assistant_parameters: int
+    trainable_parameters: int
+    files: dict[str, str] = Field(default_factory=dict)
+    created: str
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """Read and validate `uld.json`; imports neither torch nor peft. Raises `ArtifactCorrupt`."""
+    file = Path(path) / MANIFEST
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactCorrupt(
+            f"{path} is no assistant folder: {MANIFEST} cannot be read", hint="give the folder that `uld-sdk train -o` wrote"
+        ) from error
+    try:
+        value = json.loads(text)
+        if isinstance(value, dict) and value.get("format", 1) != 1:
+            raise ArtifactCorrupt(
+                f"{file} has format {value['format']!r}; this version reads format 1", hint="pip install --upgrade uld-sdk"
+            )
+        return Manifest.model_validate(value)
+    except json.JSONDecodeError as error:
+        raise ArtifactCorrupt(f"{file} is not whole JSON (line {error.lineno}: {error.msg})", hint=RETRAIN) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactCorrupt(f"{file} is not a valid manifest: {where}: {first['msg']}", hint=RETRAIN) from error
