@@ -38,10 +38,14 @@ class Reading:
     gate: float | None
     hidden: Float[Tensor, " hidden"]
     scorer: "Scorer"
+    row: Float[Tensor, " rows"] | None = None
 
     def excess(self) -> Float[np.ndarray, " rows"]:
-        """Log p_a(y|x) - log u(y) in nats for every real row of the vocabulary."""
-        return self.scorer.excess(self.hidden[None], None if self.gate is None else torch.tensor([self.gate]))[0].double().numpy()
+        """Log p_a(y|x) - log u(y) in nats for every real row of the vocabulary; the row that gave the peak, where one did."""
+        row = self.row
+        if row is None:
+            row = self.scorer.excess(self.hidden[None], None if self.gate is None else self.hidden.new_tensor([self.gate]).float())[0]
+        return row.double().cpu().numpy()
 
 
 class Scorer:
@@ -82,11 +86,14 @@ class Scorer:
         limit = hidden.float().norm(dim=1) * self._radius
         peaks = limit if gate is None else limit * gate
         open_at = torch.nonzero(peaks > self.threshold).flatten()
+        rows: list[Tensor | None] = [None] * len(hidden)
         if open_at.numel():
-            peaks = peaks.clone()
-            peaks[open_at] = self.excess(hidden[open_at], None if gate is None else gate[open_at]).max(-1).values
+            excess = self.excess(hidden[open_at], None if gate is None else gate[open_at])
+            peaks = peaks.index_copy(0, open_at, excess.max(-1).values)
+            for at, row in zip(open_at.tolist(), excess, strict=True):
+                rows[at] = row
         gates: list[float | None] = [None] * len(hidden) if gate is None else gate.tolist()
-        return [Reading(peak, c, h, self) for peak, c, h in zip(peaks.tolist(), gates, hidden, strict=True)]
+        return [Reading(peak, c, h, self, row) for peak, c, h, row in zip(peaks.tolist(), gates, hidden, rows, strict=True)]
 
     def _forward(self, jobs: list[tuple[Track, list[int]]]) -> Float[Tensor, "batch tokens hidden"]:
         from transformers import DynamicCache

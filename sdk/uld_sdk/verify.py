@@ -12,7 +12,7 @@ from uld_sdk.sampling import Sampling, gumbel, process
 
 
 class Mode(StrEnum):
-    """How a draft is verified: against the best token, or by drawing; see the method's section 4."""
+    """How a draft is verified: against the best token (greedy), or by drawing."""
 
     GREEDY = "greedy"
     PASS_THROUGH = "pass-through"

@@ -141,7 +141,8 @@ def measure(
     from uld_sdk import UnlearnedClient
 
     rows: list[Answered] = []
-    with LlamaCppServer(model, parallel=plan.slots, threads=plan.threads) as server:
+    # One core for the server, as if it were another machine; one slot, for values do not depend on what is computed beside them.
+    with LlamaCppServer(model, parallel=1, threads=1) as server:
         remote = PlainRemote(server.url, tokenizer)
         with clock.phase("load_assistant", "connecting the client to the server"):
             client = UnlearnedClient(

@@ -34,8 +34,8 @@ class LlamaCppServer:
     """llama.cpp serving one GGUF file on 127.0.0.1, at a free port.
 
     `parallel` is the number of requests answered at once, `context` the tokens of prompt and answer each of them may
-    use, `threads` the CPU threads of the whole server. The KV cache is kept in f32 and flash attention off, so that
-    log-probabilities do not depend on how the prompt was cut into requests.
+    use, `threads` the CPU threads of the whole server. The KV cache is kept in f32, flash attention off and old prompts are
+    not kept, so that log-probabilities depend neither on how a prompt was cut into requests nor on what was asked long before.
     """
 
     def __init__(self, model: str | Path, *, parallel: int = 2, context: int = 1024, threads: int = 1) -> None:
@@ -65,6 +65,7 @@ class LlamaCppServer:
         params.n_ctx = self.context * self.parallel
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self.threads
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.cache_ram_mib = 0
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.verbosity = QUIET
         try:
