@@ -58,20 +58,27 @@ class Reference:
     ) -> tuple[list[int], int]:
         """Token ids of the answer, and how many positions were touched."""
         answer: list[int] = []
+        head, covered = list(prompt), 0  # what the server sees as the prompt and the first tokens of the answer
         touched_positions = 0
-        while len(answer) < n and not (answer and answer[-1] in self.ends):
-            log_p = self.target_logprobs(prompt + answer)
-            ranked, touched = self.ranking(
-                log_p, self.excess(small_prompt + answer), temperature=temperature, seed=seed, position=len(answer)
-            )
+        position = 0
+        while position < n and not (answer and answer[-1] in self.ends):
+            seen = [*head, *answer[covered:]]
+            log_p = self.target_logprobs(seen)
+            ranked, touched = self.ranking(log_p, self.excess(small_prompt + answer), temperature=temperature, seed=seed, position=position)
             touched_positions += touched
             own = int(log_p.argmax())
             for token in ranked:
-                if token == own or token in self.ends:
+                if token == ranked[0] == own or token in self.ends:
                     answer.append(token)
                     break
-                seen = self.resume([*prompt, *answer, token])
-                if seen is not None and list(seen[: len(prompt)]) == prompt:
-                    answer = list(seen[len(prompt) :])
-                    break
+                resumed = None if token == own else self.resume([*seen, token])
+                if resumed is None:
+                    continue
+                answer.append(token)
+                if list(resumed[: len(head)]) == head:
+                    answer = [*answer[:covered], *resumed[len(head) :]]
+                else:
+                    head, covered = list(resumed), len(answer)
+                break
+            position += 1
         return answer, touched_positions

@@ -136,6 +136,10 @@ class ArtifactMismatch(ArtifactError):
     """The artifact was made for another base model or tokenizer."""
 
 
+class AssistantFailed(ArtifactError):
+    """The assistant gave values that are no numbers; nothing can be verified with them."""
+
+
 class DataError(UldError):
     """A forget or retain set cannot be used; the message names file and line."""
 

@@ -119,6 +119,12 @@ class HttpClient:
     ) -> None:
         if not base_url or not base_url.startswith(("http://", "https://")):
             raise UsageError(f"base_url {base_url!r} is not an http address", hint='pass base_url="http://host:port"')
+        try:
+            address = httpx.URL(base_url)
+        except httpx.InvalidURL as error:
+            raise UsageError(f"base_url {base_url!r} is not an http address: {error}", hint='pass base_url="http://host:port"') from error
+        if not address.host or (address.port or 0) > 65535:
+            raise UsageError(f"base_url {base_url!r} names no host, or no port", hint='pass base_url="http://host:port"')
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
         self.max_retries = max_retries
         self._owned = http_client is None
@@ -140,6 +146,10 @@ class HttpClient:
             raise ServerUnreachable(f"no server answers at {self.base_url}: {error}", hint="start the server, or check base_url") from error
         except httpx.TimeoutException as error:
             raise StreamInterrupted(f"{url} did not answer in time", hint="raise timeout=... (seconds)") from error
+        except httpx.DecodingError as error:
+            raise MalformedAnswer(
+                f"{url} answered in a broken encoding: {error}", hint="see what stands between, such as a proxy"
+            ) from error
         except httpx.TransportError as error:
             raise StreamInterrupted(f"the connection to {url} broke: {error!r}", hint="see the server's log") from error
 

@@ -3,24 +3,28 @@
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from uld_adapters.backend import Capabilities, ServerSampling
-from uld_adapters.errors import ContextExceeded, ModelNotFound, UsageError
+from uld_adapters.device import usable_device
+from uld_adapters.errors import ContextExceeded, ModelNotFound, UnknownName, UsageError
 from uld_adapters.logprobs import Draft, FinishReason, Score, TopLogprobs
 from uld_adapters.served import GREEDY
 from uld_adapters.vocabulary.tokens import end_token_ids, load_tokenizer
 
 KEPT_PREFIXES = 8  # key-value caches of earlier texts; a draft goes on from the one with the longest common prefix
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 class HuggingFaceBackend:
     """A causal language model of transformers in this process.
 
-    `model` is a folder, a hub name or a loaded model. `top_logprobs` None gives complete distributions. Options that
-    speak of a server are not taken.
+    `model` is a folder, a hub name or a loaded model. `top_logprobs` None, or as many as there are tokens, gives complete
+    distributions. Without `device` and `dtype` a loaded model stays as it is, and another comes to the CPU in float32. Options
+    that speak of a server are not taken.
     """
 
     name = "hf"
@@ -31,15 +35,18 @@ class HuggingFaceBackend:
         model: Any = None,
         tokenizer: Any = None,
         top_logprobs: int | None = None,
-        device: str = "cpu",
+        device: str | None = None,
+        dtype: str | None = None,
         base_url: str | None = None,
         **server_options: Any,
     ) -> None:
         if model is None or base_url is not None:
             raise UsageError("the hf backend runs a local model", hint="pass model=... (a folder or hub name) and no base_url")
+        if dtype is not None and dtype not in DTYPES:
+            raise UnknownName("dtype", dtype, DTYPES)
         self._source, self._tokenizer_source = model, tokenizer
         self.top_logprobs = top_logprobs
-        self.device = device
+        self.device, self.dtype = device, dtype
         self._model: Any = None
         self._tokenizer: Any = None
         self._lock = threading.Lock()
@@ -49,7 +56,7 @@ class HuggingFaceBackend:
     def tokenizer(self) -> Any:
         """The target's tokenizer; by default the one in the model's folder."""
         if self._tokenizer is None:
-            source = self._tokenizer_source or (self._source if isinstance(self._source, str) else None)
+            source = self._tokenizer_source or (self._source if isinstance(self._source, str | Path) else None)
             if source is None:
                 raise UsageError("a loaded model comes without its tokenizer", hint="pass tokenizer=... too")
             self._tokenizer = load_tokenizer(source)
@@ -57,25 +64,28 @@ class HuggingFaceBackend:
 
     @property
     def model(self) -> Any:
-        """The model, loaded in float32 when first used."""
+        """The model, loaded when first used."""
         if self._model is None:
             import torch
             from transformers import AutoModelForCausalLM
 
-            loaded = self._source
+            loaded, device, dtype = self._source, self.device, self.dtype
+            place = None if device is None else usable_device(device)
             if not isinstance(loaded, torch.nn.Module):
                 try:
-                    loaded = AutoModelForCausalLM.from_pretrained(str(loaded), dtype=torch.float32)
+                    loaded = AutoModelForCausalLM.from_pretrained(str(loaded), dtype=getattr(torch, dtype or "float32"))
                 except (OSError, ValueError) as error:
                     raise ModelNotFound(f"no model loads from {self._source!r}: {error}", hint="pass a folder or a hub name") from error
-            self._model = loaded.to(self.device).eval()
+            elif dtype is not None:
+                loaded = loaded.to(getattr(torch, dtype))
+            self._model = (loaded if place is None else loaded.to(place)).eval()
         return self._model
 
     async def probe(self) -> Capabilities:
         """A local model can do everything; only its context is looked up."""
         return Capabilities(
             model=str(getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__),
-            top_logprobs=self.top_logprobs,
+            top_logprobs=None if (self.top_logprobs or 0) >= self.model.get_output_embeddings().weight.shape[0] else self.top_logprobs,
             scoring="prompt",
             sampling=frozenset({"temperature"}),
             context=getattr(self.model.config, "max_position_embeddings", None),
@@ -100,13 +110,13 @@ class HuggingFaceBackend:
                 _, old = self._kept.pop(slot)
                 for layer, kv in enumerate(old.layers):
                     cache.update(kv.keys[:, :, :shared], kv.values[:, :, :shared], layer)
-            fresh = torch.tensor([list(ids[shared:])], device=self.device)
+            fresh = torch.tensor([list(ids[shared:])], device=self.model.device)
             out = self.model(input_ids=fresh, past_key_values=cache, use_cache=True, logits_to_keep=last)
             self._kept = [*self._kept[-KEPT_PREFIXES + 1 :], (list(ids), cache)]
             return torch.log_softmax(out.logits[0].double(), -1).cpu().numpy()
 
     def _top(self, row: np.ndarray) -> TopLogprobs:
-        if self.top_logprobs is None:
+        if self.top_logprobs is None or self.top_logprobs >= row.size:
             order = np.argsort(-row, kind="stable")
             return TopLogprobs(order, row[order], complete=True)
         order = np.argpartition(-row, self.top_logprobs - 1)[: self.top_logprobs]

@@ -157,8 +157,12 @@ class LlamaCppBackend(ServedBackend):
                 return await self._position(prefix)  # the token itself ends inside a character
             raise LogprobsUnavailable("llama.cpp reports no log-probabilities", hint=self.logprobs_hint)
         top = self._read(entries[0])
+        self.check_report(top, self.top_logprobs)
         if token is not None and top.of(token) is None:
-            return TopLogprobs.build([*top.ids.tolist(), token], [*top.logprobs.tolist(), float(entries[0]["logprob"])])
+            try:
+                return TopLogprobs.build([*top.ids.tolist(), token], [*top.logprobs.tolist(), float(entries[0]["logprob"])])
+            except (KeyError, TypeError, ValueError) as error:
+                raise MalformedAnswer(f"llama.cpp's log-probabilities lack a field: {error!r}") from error
         return top
 
     async def score(self, prefix: Sequence[int], continuation: Sequence[int]) -> Score:
@@ -169,8 +173,7 @@ class LlamaCppBackend(ServedBackend):
             top = await self._position([*prefix, *continuation[:done]], token)
             value = top.of(token)
             values.append(np.nan if value is None else value)
-            inside = top.ids != token if top.ids.size > self.top_logprobs else np.ones(top.ids.size, dtype=bool)
-            positions.append(TopLogprobs(top.ids[inside], top.logprobs[inside]))
+            positions.append(top.first(self.top_logprobs))
         return Score(tuple(continuation), np.array(values), tuple(positions))
 
     async def _tokenize(self, text: str) -> list[int] | None:

@@ -50,6 +50,10 @@ class TopLogprobs:
             return 0.0
         return float(max(0.0, 1.0 - np.exp(self.logprobs).sum()))
 
+    def first(self, k: int) -> "TopLogprobs":
+        """The k most probable; a server that adds the token it wrote reports one that is no part of its top k."""
+        return self if self.ids.size <= k else TopLogprobs(self.ids[:k], self.logprobs[:k])
+
     def of(self, token: int) -> float | None:
         """Log p_M of one token in nats, None when it was not reported."""
         where = np.flatnonzero(self.ids == token)

@@ -18,6 +18,7 @@ from uld_adapters.vocabulary.tokens import CORPUS, end_token_ids, load_tokenizer
 GREEDY = ServerSampling()
 DEFAULT_TOP = 20
 GREEDY_TOLERANCE = 1e-3  # nats; two tokens this close may change places between a server's sampler and its report
+MASS_TOLERANCE = 0.01  # nats that a report may sum to above log 1, by rounding
 
 
 class CapabilityWarning(UserWarning):
@@ -127,18 +128,26 @@ class ServedBackend(ABC):
     def read_position(self, token: int, top: TopLogprobs, sampling: ServerSampling, *, wanted: int | None = None) -> TopLogprobs:
         """Check one reported position before anybody relies on it.
 
-        K must hold as many tokens as were asked for, and a greedy server's token must be its own most probable one.
+        K must hold as many tokens as were asked for, and a greedy server's token must be its own most probable one. What a
+        server reports beyond its top k is dropped: unreported tokens may be more probable than that.
         """
-        expected = self.top_logprobs if wanted is None else wanted
-        if top.ids.size == 0:
-            raise LogprobsUnavailable(f"{self.name} reported no log-probabilities for a token", hint=self.logprobs_hint)
-        if top.ids.size < expected:
-            raise MalformedAnswer(f"{self.name} reported {top.ids.size} of {expected} log-probabilities for a token")
+        self.check_report(top, self.top_logprobs if wanted is None else wanted)
         if sampling.greedy:
             value = top.of(token)
             if value is None or value < top.logprobs[0] - GREEDY_TOLERANCE:
                 raise MalformedAnswer(f"{self.name} did not write its most probable token although greedy text was asked for")
-        return top
+        return top.first(self.top_logprobs)
+
+    def check_report(self, top: TopLogprobs, expected: int) -> None:
+        """Refuse a report that is empty, too short, or no logarithm of probabilities."""
+        if top.ids.size == 0:
+            raise LogprobsUnavailable(f"{self.name} reported no log-probabilities for a token", hint=self.logprobs_hint)
+        if top.ids.size < expected:
+            raise MalformedAnswer(f"{self.name} reported {top.ids.size} of {expected} log-probabilities for a token")
+        if not np.logaddexp.reduce(top.logprobs) <= MASS_TOLERANCE:
+            raise LogprobsUnavailable(
+                f"{self.name} reports values that are no log-probabilities: they sum to more than 1", hint=self.logprobs_hint
+            )
 
     logprobs_hint = "start the server with log-probabilities enabled"
 

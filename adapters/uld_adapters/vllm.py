@@ -112,10 +112,12 @@ class VLLMBackend(ServedBackend):
             if len(rows) != len(continuation):
                 raise MalformedAnswer(f"vLLM scored {len(rows)} of {len(continuation)} tokens")
             positions = [TopLogprobs.build([int(i) for i in row], [cell["logprob"] for cell in row.values()]) for row in rows]
-            values = [row[str(token)]["logprob"] for row, token in zip(rows, continuation, strict=True)]
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            values = [float(row[str(token)]["logprob"]) for row, token in zip(rows, continuation, strict=True)]
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise MalformedAnswer(f"vLLM's prompt log-probabilities lack a field: {error!r}") from error
-        return Score(tuple(continuation), np.array(values), tuple(positions))
+        for top in positions:
+            self.check_report(top, self.top_logprobs)
+        return Score(tuple(continuation), np.array(values), tuple(top.first(self.top_logprobs) for top in positions))
 
     async def _named(self) -> str:
         if self.model is None:

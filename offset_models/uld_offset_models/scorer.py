@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from uld_adapters.errors import AssistantFailed
 from uld_offset_models.assistant import SmallModel
 
 
@@ -92,6 +93,8 @@ class Scorer:
             peaks = peaks.index_copy(0, open_at, excess.max(-1).values)
             for at, row in zip(open_at.tolist(), excess, strict=True):
                 rows[at] = row
+        if not torch.isfinite(peaks).all():
+            raise AssistantFailed("the assistant's values are not finite", hint="train it again, or load it in another dtype")
         gates: list[float | None] = [None] * len(hidden) if gate is None else gate.tolist()
         return [Reading(peak, c, h, self, row) for peak, c, h, row in zip(peaks.tolist(), gates, hidden, rows, strict=True)]
 

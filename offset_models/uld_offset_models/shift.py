@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from uld_adapters.errors import UsageError
+from uld_adapters.errors import MalformedAnswer, UsageError
 from uld_adapters.logprobs import TopLogprobs
 
 
@@ -21,9 +21,9 @@ class Rule:
     filter: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.alpha < 0:
+        if not 0 <= self.alpha < np.inf:
             raise UsageError(f"alpha is {self.alpha}", hint="an assistant is subtracted with an alpha of 0 or more")
-        if self.margin < 0:
+        if not 0 <= self.margin < np.inf:
             raise UsageError(f"margin is {self.margin} nats", hint="give 0 (off) or more; 3 is usual")
         if not 0 <= self.filter < 1:
             raise UsageError(f"filter is {self.filter}", hint="give a ratio in [0, 1); 0.01 is usual")
@@ -45,40 +45,65 @@ def untouched(peak: float, rule: Rule) -> bool:
 class Ensemble:
     """q over the kept set F: `ids` and log q in nats (normalised over F), most probable first.
 
-    `unseen` bounds what the unreported tail could weigh beside Z_K: w = m * exp(max over v outside K of g(v)); 0 when F is
-    known to lie inside K. `beaten` says that no unreported token can score above the best of F.
+    `tail` is the mass m of the unreported tokens, 0 when F is known to lie inside K; `least` is log p_k, which none of them
+    exceeds, and `highest` the largest g among them.
     """
 
     ids: Int[np.ndarray, " kept"]
     logprobs: Float[np.ndarray, " kept"]
     log_normaliser: float
-    unseen: float
-    beaten: bool
+    tail: float
+    least: float
+    highest: float
+
+    @property
+    def scores(self) -> Float[np.ndarray, " kept"]:
+        """Log p_M + g in nats, before the division by Z_K."""
+        return self.logprobs + self.log_normaliser
+
+    @property
+    def unseen(self) -> float:
+        """What the unreported tail weighs beside Z_K at most: w = m * exp(max over v outside K of g(v))."""
+        return float(self.tail * np.exp(self.highest)) if self.tail else 0.0
+
+    @property
+    def ceiling(self) -> float:
+        """The score in nats that no unreported token exceeds, log p_k + max g; -inf without a tail."""
+        return self.least + self.highest if self.tail else -np.inf
+
+    @property
+    def beaten(self) -> bool:
+        """Whether no unreported token can score above the best of F."""
+        return bool(self.scores[0] >= self.ceiling)
 
     @property
     def bound(self) -> float:
         """Total variation to the full-vocabulary ensemble is at most w / (Z_K + w)."""
-        return self.unseen / (np.exp(self.log_normaliser) + self.unseen) if self.unseen else 0.0
+        return self.unseen / (np.exp(self.log_normaliser) + self.unseen) if self.tail else 0.0
+
+
+def reported(top: TopLogprobs) -> Ensemble:
+    """The remote's own report as a q: g = 0 everywhere, no filter, Z_K = 1."""
+    return Ensemble(top.ids, top.logprobs, 0.0, top.tail_mass, float(top.logprobs[-1]), 0.0)
 
 
 def ensemble(top: TopLogprobs, shift: Float[np.ndarray, " rows"], ratio: float) -> Ensemble:
     """q(y|x) = p_M(y|x) * exp(g(y)) / Z on F = {y in K : log p_M(y) >= max log p_M + ln r}, 0 elsewhere.
 
-    `shift` is g for every real row of the vocabulary; reported ids beyond it are padding and are dropped.
+    `shift` is g for every real row of the vocabulary; reported ids beyond it are padding and are dropped. Raises
+    MalformedAnswer when nothing else was reported.
     """
     real = top.ids < shift.size
     ids, logprobs = top.ids[real], top.logprobs[real]
+    if not ids.size:
+        raise MalformedAnswer("the server reported only ids that its tokenizer does not have")
     floor = logprobs[0] + np.log(ratio) if ratio > 0 else -np.inf
-    inside = top.complete or logprobs[-1] < floor
     kept = logprobs >= floor
     score = logprobs[kept] + shift[ids[kept]]
     log_z = float(np.logaddexp.reduce(score))
-    unseen, beaten = 0.0, True
-    if not inside:
-        outside = np.ones(shift.size, dtype=bool)
-        outside[ids] = False
-        highest = float(shift[outside].max(initial=-np.inf))
-        unseen = float(top.tail_mass * np.exp(highest)) if np.isfinite(highest) else 0.0
-        beaten = bool(score.max() >= logprobs[-1] + highest)
+    outside = np.ones(shift.size, dtype=bool)
+    outside[ids] = False
+    inside = top.complete or logprobs[-1] < floor or not outside.any()
+    highest = 0.0 if inside else float(shift[outside].max())
     order = np.lexsort((ids[kept], -score))
-    return Ensemble(ids[kept][order], score[order] - log_z, log_z, unseen, beaten)
+    return Ensemble(ids[kept][order], score[order] - log_z, log_z, 0.0 if inside else top.tail_mass, float(logprobs[-1]), highest)

@@ -17,8 +17,8 @@ from uld_sdk.pace import Pace
 from uld_sdk.reading import Reader
 from uld_sdk.result import Piece, Report, Result, Step, Usage
 from uld_sdk.sampling import Sampling
-from uld_sdk.text import TextStream
-from uld_sdk.verify import Mode, is_touched, judge, stands_unseen
+from uld_sdk.verify import Mode, is_touched, judge, stands_unseen, undone
+from uld_sdk.written import Written
 
 DRAFT_GREEDY = ServerSampling()
 
@@ -53,10 +53,8 @@ class Answer:
         reader: Reader | None = None,
     ) -> None:
         self.backend, self.capabilities, self.settings = backend, capabilities, settings
-        self.prompt = list(prompt)
         self.end_ids = end_ids
-        self.tokens: list[int] = []
-        self.text = TextStream(backend.tokenizer, settings.stop)
+        self.written = Written(backend.tokenizer, prompt, settings.stop)
         self.reader = reader
         self.report = Report(mode=settings.mode.value, top_logprobs=capabilities.top_logprobs)
         self.steps: list[Step] = []
@@ -72,13 +70,15 @@ class Answer:
         failures = 0
         try:
             while self.finish is None:
-                before = len(self.tokens)
+                before = self.report.positions
                 try:
                     async for piece in self._one_request():
                         yield piece
                     failures = 0
                 except BackendError as error:
-                    failures = 1 if len(self.tokens) > before else failures + 1
+                    if self.reader is not None:
+                        await self.reader.settle(len(self.written))  # what was read of the lost draft belongs to no position
+                    failures = 1 if self.report.positions > before else failures + 1
                     if not error.retryable or failures > self.settings.max_retries:
                         raise
                     await asyncio.sleep(seconds_before_retry(failures, error))
@@ -89,17 +89,15 @@ class Answer:
 
     async def _one_request(self) -> AsyncGenerator[Piece]:
         settings = self.settings
-        prefix = [*self.prompt, *self.tokens]
         if settings.mode is Mode.PASS_THROUGH:
-            self._go_on_from(self.backend.resume(prefix))
-            prefix = [*self.prompt, *self.tokens]
-        asked = self.pace.ask(settings.max_new_tokens - len(self.tokens))
+            self._resume()
+        start = self.report.positions
+        asked = self.pace.ask(settings.max_new_tokens - start)
         sampling = settings.sampling.for_server if settings.mode is Mode.PASS_THROUGH else DRAFT_GREEDY
-        start_length = len(self.tokens)
         rejected = False
         if self.reader is not None:
-            self.reader.prime(self.tokens)
-        async with arriving(self.backend.stream(prefix, asked, sampling), self._counting) as arrivals:
+            self.reader.prime(self.written.tokens)
+        async with arriving(self.backend.stream(self.written.prefix, asked, sampling), self._counting) as arrivals:
             ended = False
             while not ended and self.finish is None and not rejected:
                 arrived = await arrivals.take()
@@ -113,11 +111,12 @@ class Answer:
                     break
                 if arrived.error is not None:
                     raise arrived.error
-                if arrived.stopped and self.tokens:
-                    self.end_ids = self.end_ids | {self.tokens[-1]}  # the server ends answers with a token that nobody named
+                if arrived.stopped and self.written.tokens:
+                    self.end_ids = self.end_ids | {self.written.tokens[-1]}  # the server ends answers with a token that nobody named
                     self.finish = "stop"
-        self.pace.saw(len(self.tokens) - start_length - rejected, rejected=rejected)
-        if ended and len(self.tokens) == start_length and self.finish is None:
+        written = self.report.positions - start
+        self.pace.saw(written - rejected, rejected=rejected)
+        if ended and not written and self.finish is None:
             raise MalformedAnswer("the server ended its answer without writing anything")
 
     async def _verify(self, tokens: list[int], positions: list[TopLogprobs]) -> AsyncGenerator[tuple[Piece | None, bool]]:
@@ -129,8 +128,8 @@ class Answer:
             reading = None
             if self.reader is not None:
                 if not self.reader.ready:
-                    await self.reader.read([*self.tokens[self.reader.fed :], *tokens[at:]])
-                reading = self.reader.ready.popleft()
+                    await self.reader.read([*self.written.tokens[self.reader.fed :], *tokens[at:]])
+                reading = self.reader.next(len(self.written))
             piece, stands = await self._decide(token, top, reading)
             yield piece, not stands
             if not stands or self.finish is not None:
@@ -145,13 +144,13 @@ class Answer:
             return None, False
         chosen, exact, bound = drafted, True, 0.0
         if not stands_unseen(reading, settings.rule, settings.mode):
+            whole = True
             if settings.mode is Mode.PASS_THROUGH and self.capabilities.processed:
-                top = await self._raw_report()
-            verdict = judge(top, reading, settings.rule, settings.sampling, settings.mode, len(self.tokens))
-            exact, bound = verdict.exact, verdict.bound
+                top, whole = await self._raw_report(top)
+            verdict = judge(top, reading, settings.rule, settings.sampling, settings.mode, report.positions)
             chosen = self._choose(verdict.ranking, drafted)
-            if chosen != verdict.token:  # a better token cannot be sent back as text
-                exact, bound = False, 1.0
+            # A better token may be one that cannot be sent back as text, or that the server's own cuts left out.
+            exact, bound = (verdict.exact, verdict.bound) if whole and chosen == verdict.token else (False, 1.0)
         report.positions += 1
         report.untouched += not touched
         report.exact += exact
@@ -167,9 +166,9 @@ class Answer:
         return self._emit(chosen, stands=stands), stands
 
     def _choose(self, ranking: Sequence[int], drafted: int) -> int:
-        """The best token after which the server can go on; the one that it drafted itself always is."""
+        """The best token, or the best other one than the draft's after which the server can go on."""
         for token in ranking:
-            if token == drafted or self._sendable(token):
+            if token == ranking[0] == drafted or (token != drafted and self._sendable(token)):
                 return token
         raise RequestRejected(
             "no token that may stand here can be sent back to this server as text",
@@ -177,50 +176,47 @@ class Answer:
         )
 
     def _sendable(self, token: int) -> bool:
-        """Whether the server can go on after this token; the prompt's own split must survive."""
-        prefix = [*self.prompt, *self.tokens, token]
-        if token in self.end_ids:
-            return True
-        resumed = self.backend.resume(prefix)
-        return resumed is not None and list(resumed[: len(self.prompt)]) == self.prompt
+        return token in self.end_ids or self.backend.resume([*self.written.prefix, token]) is not None
 
-    async def _raw_report(self) -> TopLogprobs:
-        """The raw top k of the next position, from a server whose sampled report is processed: one greedy token."""
+    async def _raw_report(self, processed: TopLogprobs) -> tuple[TopLogprobs, bool]:
+        """The raw top k of the next position, from a server whose sampled report is processed: one greedy token.
+
+        After half a character, or a split that is not the text's own, no request can ask for it: then what was reported, its
+        temperature undone, and False.
+        """
+        if self.backend.resume(self.written.prefix) != self.written.prefix:
+            return undone(processed, self.settings.sampling.temperature), False
         start = time.perf_counter()
-        asked = self.backend.draft([*self.prompt, *self.tokens], 1)
+        asked = self.backend.draft(self.written.prefix, 1)
         draft = await asyncio.create_task(asked, context=self._counting)
         self.report.seconds_server += time.perf_counter() - start
         if not draft.positions:
             raise MalformedAnswer("the server wrote nothing where a token was asked for")
-        return draft.positions[0]
+        return draft.positions[0], True
 
     def _emit(self, token: int, *, stands: bool) -> Piece:
         if self.report.seconds_first_token is None:
             self.report.seconds_first_token = time.perf_counter() - self.start
-        self.tokens.append(token)
-        text = self.text.push(token)
+        text = self.written.push(token)
         if not stands:
             if self.reader is not None:
-                self.reader.rollback(len(self.tokens) - 1)
+                self.reader.rollback(len(self.written) - 1)
             if token not in self.end_ids:
-                self._go_on_from(self.backend.resume([*self.prompt, *self.tokens]))
-        if token in self.end_ids or self.text.stopped is not None:
+                self._resume()
+        if token in self.end_ids or self.written.text.stopped is not None:
             self.finish = "stop"
-        elif len(self.tokens) >= self.settings.max_new_tokens:
+        elif self.report.positions >= self.settings.max_new_tokens:
             self.finish = "length"
         return Piece(text, (token,))
 
-    def _go_on_from(self, resumed: Sequence[int] | None) -> None:
-        """Adopt the split of the text that the server will see; caches go back to the last id that both have."""
-        if resumed is None or list(resumed) == [*self.prompt, *self.tokens]:
+    def _resume(self) -> None:
+        """Go on as the server will split the text; caches go back to the last id that both have."""
+        kept = self.written.adopt(self.backend.resume(self.written.prefix))
+        if kept is None:
             return
-        answer = list(resumed[len(self.prompt) :])
-        common = next((i for i, (a, b) in enumerate(zip(answer, self.tokens, strict=False)) if a != b), min(len(answer), len(self.tokens)))
         self.report.retokenised += 1
-        self.tokens = answer
-        self.text.resplit(answer)
-        if self.reader is not None:
-            self.reader.rollback(common)
+        if self.reader is not None and kept < len(self.written):
+            self.reader.rollback(kept)
 
     def _last(self) -> Piece:
         self.report.requests = self._tally.requests
@@ -229,13 +225,13 @@ class Answer:
             self.report.seconds_small = self.reader.seconds
         self.report.trace = tuple(self.steps)
         refused = self.finish == "refusal"
-        rest = self.settings.refusal if refused else self.text.finish()
+        rest = self.settings.refusal if refused else self.written.text.finish()
         result = Result(
-            text=self.settings.refusal if refused else self.text.released,
-            token_ids=() if refused else tuple(self.tokens),
+            text=self.settings.refusal if refused else self.written.text.released,
+            token_ids=() if refused else tuple(self.written.tokens),
             finish_reason=str(self.finish),
-            usage=Usage(len(self.prompt), len(self.tokens)),
+            usage=Usage(len(self.written.prompt), len(self.written)),
             report=self.report,
-            stop_sequence=self.text.stopped,
+            stop_sequence=self.written.text.stopped,
         )
         return Piece(rest, (), result.finish_reason, result, replaces=refused)

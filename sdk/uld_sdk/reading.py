@@ -76,6 +76,22 @@ class Reader:
         self._keep(await self.worker.read(self.track, self.alignment.plan(tokens)))
         self.seconds += time.perf_counter() - start
 
+    def next(self, position: int) -> AlignedReading:
+        """The reading of the answer's position `position`, which must be the next that waits."""
+        first = self.fed - len(self.ready) + 1
+        if first != position:
+            raise RuntimeError(f"the small model's next reading is of position {first}, not {position}")
+        return self.ready.popleft()
+
+    async def settle(self, answer: int) -> None:
+        """After a lost draft: let a pass under way end, and go back so far that the position after `answer` is read again."""
+        if self.task is not None:
+            task, self.task = self.task, None
+            await asyncio.gather(task, return_exceptions=True)
+        self.ready.clear()
+        last = min(answer, self.fed) - 1
+        self.track.rollback(len(self.prompt) + last if last >= 0 else 0)
+
     def _keep(self, readings: Sequence[Any]) -> None:
         self.ready.extend(AlignedReading(reading, self.alignment) for reading in readings)
 

@@ -52,8 +52,12 @@ class Sampling:
         return given <= capabilities.sampling and len(given & capabilities.exclusive) < 2
 
 
-def process(logprobs: Float[np.ndarray, " n"], sampling: Sampling) -> Float[np.ndarray, " n"]:
-    """Log-probabilities after temperature, top-k, top-p and min-p, normalised; cut tokens are -inf. Input: best first."""
+def process(logprobs: Float[np.ndarray, " n"], sampling: Sampling, *, tail: float = 0.0) -> Float[np.ndarray, " n"]:
+    """Log-probabilities after temperature, top-k, top-p and min-p, normalised; cut tokens are -inf. Input: best first.
+
+    `tail` is the probability of less likely tokens that are not in the input, where it is known after temperature: it
+    counts in top-p's sum.
+    """
     values = logprobs / sampling.temperature
     values = values - np.logaddexp.reduce(values)
     if sampling.top_k is not None and sampling.top_k < values.size:
@@ -61,7 +65,7 @@ def process(logprobs: Float[np.ndarray, " n"], sampling: Sampling) -> Float[np.n
         values = values - np.logaddexp.reduce(values)
     if sampling.top_p is not None and sampling.top_p < 1:
         mass = np.cumsum(np.exp(values))
-        values = np.where(mass - np.exp(values) < sampling.top_p, values, -np.inf)
+        values = np.where(mass - np.exp(values) < sampling.top_p / (1.0 - tail), values, -np.inf)
         values = values - np.logaddexp.reduce(values)
     if sampling.min_p:
         values = np.where(values >= values[0] + np.log(sampling.min_p), values, -np.inf)

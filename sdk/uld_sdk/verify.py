@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from uld_adapters.logprobs import TopLogprobs
-from uld_offset_models.shift import Ensemble, Rule, ensemble, uld_shift, untouched
+from uld_offset_models.shift import Ensemble, Rule, ensemble, reported, uld_shift, untouched
 from uld_sdk.sampling import Sampling, gumbel, process
 
 
@@ -62,6 +62,12 @@ def stands_unseen(reading: SmallReading | None, rule: Rule, mode: Mode) -> bool:
     return mode is not Mode.MATCH and not is_touched(reading, rule)
 
 
+def undone(top: TopLogprobs, temperature: float) -> TopLogprobs:
+    """A processed report as if its temperature had been 1: log p * T, normalised over what the server's cuts left."""
+    raw = top.logprobs * temperature
+    return TopLogprobs.build(top.ids, raw - np.logaddexp.reduce(raw))
+
+
 def judge(top: TopLogprobs, reading: SmallReading | None, rule: Rule, sampling: Sampling, mode: Mode, position: int) -> Verdict:
     """Decide one position from the raw report K and the small model's reading.
 
@@ -69,38 +75,54 @@ def judge(top: TopLogprobs, reading: SmallReading | None, rule: Rule, sampling: 
     user's sampling applied. An untouched position has q = p_M, without the filter.
     """
     touched = is_touched(reading, rule)
-    if touched and reading is not None:
-        shift = uld_shift(reading.excess(), rule)
-        q = ensemble(top, shift, rule.filter)
-    else:
-        q = Ensemble(top.ids, top.logprobs, 0.0, top.tail_mass, True)
+    q = ensemble(top, uld_shift(reading.excess(), rule), rule.filter) if touched and reading is not None else reported(top)
     if sampling.greedy:
         return Verdict(tuple(q.ids.tolist()), touched, q.beaten, 0.0 if q.beaten else q.bound)
-    drawn = process(q.logprobs, sampling)
+    # What the tail weighs is known only where nothing moves it: no shift, no temperature, no cut before top-p.
+    known = not touched and sampling.temperature == 1.0 and sampling.top_k is None
+    drawn = process(q.logprobs, sampling, tail=q.tail if known else 0.0)
     if mode is Mode.MATCH:
-        drawn = drawn + gumbel(sampling.seed or 0, position, q.ids)
-        order = np.argsort(-drawn, kind="stable")
+        noise = gumbel(sampling.seed or 0, position, q.ids)
     else:
         noise = np.random.default_rng().gumbel(size=drawn.size)
-        order = np.argsort(-(drawn + noise), kind="stable")
-    ranking = tuple(int(q.ids[i]) for i in order if np.isfinite(drawn[i]))
-    bound = sampled_bound(q, top, sampling)
-    return Verdict(ranking, touched, bound == 0.0, bound)
+    order = np.argsort(-(drawn + noise), kind="stable")
+    kept = np.isfinite(drawn)
+    bound = sampled_bound(q, sampling, kept, known=known)
+    return Verdict(tuple(int(q.ids[i]) for i in order if kept[i]), touched, bound == 0.0, bound)
 
 
-def sampled_bound(q: Ensemble, top: TopLogprobs, sampling: Sampling) -> float:
-    """Total variation that the unreported tail can cause after temperature: w_T / (Z_T + w_T), an upper bound.
+def sampled_bound(q: Ensemble, sampling: Sampling, kept: np.ndarray, *, known: bool) -> float:
+    """An upper bound of the total variation that the unreported tail can cause after the user's sampling.
 
-    Below temperature 1 the tail's weight sum p^(1/T) is at most w * p_k^(1/T - 1); above it at most N * (w/N)^(1/T) for N
-    unreported tokens. Within a top-k no larger than K nothing unreported can matter.
+    With a = 1/T and tokens weighing x = exp(a * score), the tail weighs at most m * p_k^(a-1) * exp(a * max g) for a >= 1, else
+    N^(1-a) * m^a * exp(a * max g) for N unreported tokens, and none of them more than `rival`. `kept` marks what was drawn
+    from; `known` says that the tail counted in top-p's sum.
     """
-    if q.unseen == 0.0 or (sampling.top_k is not None and sampling.top_k <= q.ids.size and q.beaten):
+    if not q.tail:
         return 0.0
-    power = 1.0 / sampling.temperature
-    kept = np.exp((q.logprobs + q.log_normaliser) * power).sum()
-    if power >= 1:
-        tail = q.unseen * np.exp(top.logprobs[-1] * (power - 1))
-    else:
-        count = 1e6  # more than any vocabulary has tokens
-        tail = count * (q.unseen / count) ** power
-    return float(tail / (kept + tail))
+    power, most = 1.0 / sampling.temperature, np.log(1e6)  # more tokens than any vocabulary has
+    weight = np.exp(power * (q.scores - q.scores[0]))  # most probable first
+    rival = np.exp(power * (q.ceiling - q.scores[0]))
+    of_tail = power * np.log(q.tail) + (power - 1) * (q.least - np.log(q.tail) if power >= 1 else -most)
+    tail = np.exp(of_tail + power * (q.highest - q.scores[0]))
+    cut = sampling.min_p or 0.0
+    if sampling.top_k is not None and sampling.top_k <= weight.size:
+        weight, kept = weight[: sampling.top_k], kept[: sampling.top_k]
+        if weight[-1] >= rival:
+            return 0.0  # the k best are all reported
+    nucleus = sampling.top_p is not None and sampling.top_p < 1
+    if (cut and rival > 1) or (nucleus and sampling.top_k is not None):
+        return 1.0
+    mine = float(weight[kept].sum())
+    if not nucleus:
+        widest = mine if sampling.top_k is not None else mine + tail  # in a top-k a rival takes the place of another
+        return min(1.0, float(tail / widest)) if rival >= cut else 0.0
+    mass = np.cumsum(weight)
+    nearest, farthest = (np.searchsorted(mass, (sampling.top_p or 1.0) * (mass[-1] + extra)) for extra in (tail if known else 0.0, tail))
+    if nearest < weight.size and weight[nearest] < rival:
+        return 1.0
+    inside = farthest < weight.size and weight[farthest] >= rival
+    reach = weight[: farthest + 1] if inside else weight
+    widest = float(reach[reach >= cut].sum()) + (tail if rival >= cut and not inside else 0.0)
+    bound = 1.0 - mine / widest
+    return bound if bound > 1e-9 else 0.0

@@ -114,7 +114,7 @@ async def test_recorded_refusals(make: Any, name: str, recording: str, error: ty
 def tgi_events(*tokens: int, first: int = 1, **last: Any) -> str:
     lines = []
     for number, token in enumerate(tokens):
-        entry = {"id": token, "text": "x", "logprob": -0.1, "special": False}
+        entry = {"id": token, "text": "x", "logprob": -0.3, "special": False}
         others = [{"id": i, "text": "y", "logprob": value, "special": False} for i, value in ((201, -2.0), (202, -3.0))]
         event: dict[str, Any] = {"index": first + number, "token": entry, "top_tokens": [entry, *others], "details": None}
         if number == len(tokens) - 1:
@@ -140,9 +140,9 @@ async def test_tgi_reads_its_stream(make: Any) -> None:
         (tgi_events(300, 301, input_length=7), TokenizerMismatch),
         (tgi_events(300, 301).replace('"details": {', '"other": {'), StreamInterrupted),
         (tgi_events(300).replace('"top_tokens"', '"other"'), LogprobsUnavailable),
-        (tgi_events(300).replace("-0.1", "null"), MalformedAnswer),
+        (tgi_events(300).replace("-0.3", "null"), MalformedAnswer),
         (tgi_events(300).replace("-2.0", "null"), MalformedAnswer),
-        (tgi_events(300).replace("-0.1", "-8.5"), MalformedAnswer),
+        (tgi_events(300).replace("-0.3", "-8.5"), MalformedAnswer),
         ('data:{"error":"Request failed during generation","error_type":"generation"}\n\n', StreamInterrupted),
         ('data:{"error":"Model is overloaded","error_type":"overloaded"}\n\n', ServerBusy),
     ],

@@ -23,7 +23,7 @@ class Plan:
     layers: int | None = 6
     steps: int | None = None
     max_seconds: float | None = None
-    bulk: int = 30
+    bulk: int = 16
     sampled: int = 8
 
 
