@@ -39,6 +39,7 @@ class Remote:
         self.tokenizer = Tokenizer()
         self.fail_next: list[Exception] = []
         self.requests = 0
+        self.asked_again = False
 
     @property
     def capabilities(self) -> Capabilities:
@@ -76,6 +77,7 @@ class Remote:
         if self.fail_next:
             raise self.fail_next.pop()
         self.requests += 1
+        self.asked_again = True
         token, top = self.step(prefix[-1], sampling or ServerSampling())
         return Draft((token,), (top,))
 

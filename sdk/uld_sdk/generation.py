@@ -179,13 +179,15 @@ class Answer:
         return token in self.end_ids or self.backend.resume([*self.written.prefix, token]) is not None
 
     async def _raw_report(self, processed: TopLogprobs) -> tuple[TopLogprobs, bool]:
-        """The raw top k of the next position, from a server whose sampled report is processed: one greedy token.
+        """The raw top k of the next position, from a server whose sampled report is processed; False where its cuts stay.
 
-        After half a character, or a split that is not the text's own, no request can ask for it: then what was reported, its
-        temperature undone, and False.
+        A temperature is undone. What top-k and top-p cut away is asked for again with one greedy token, but after half a
+        character, or in a split that is not the text's own, no request can ask.
         """
-        if self.backend.resume(self.written.prefix) != self.written.prefix:
-            return undone(processed, self.settings.sampling.temperature), False
+        sampling = self.settings.sampling
+        cut = sampling.top_k is not None or (sampling.top_p or 1.0) < 1.0
+        if not cut or self.backend.resume(self.written.prefix) != self.written.prefix:
+            return undone(processed, sampling.temperature), not cut
         start = time.perf_counter()
         asked = self.backend.draft(self.written.prefix, 1)
         draft = await asyncio.create_task(asked, context=self._counting)

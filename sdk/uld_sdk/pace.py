@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 LONGEST = 64
+MOST = 1024  # new tokens that one request may ask for; servers reserve memory by it
 
 
 @dataclass
 class Pace:
-    """Draft length in tokens: the whole rest ("stream"), a fixed number, or adapting ("auto").
+    """Draft length in tokens: the whole rest, at most 1024 ("stream"), a fixed number, or adapting ("auto").
 
     "auto" doubles after a fully accepted draft and shrinks to the mean accepted run after a rejection, within [1, 64].
     """
@@ -20,7 +21,7 @@ class Pace:
     def ask(self, remaining: int) -> int:
         """Tokens to ask for, at most what remains."""
         if self.draft == "stream":
-            return remaining
+            return min(remaining, MOST)
         return min(remaining, self.length if self.draft == "auto" else int(self.draft))
 
     def saw(self, accepted: int, *, rejected: bool) -> None:

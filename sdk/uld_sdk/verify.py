@@ -10,6 +10,8 @@ from uld_adapters.logprobs import TopLogprobs
 from uld_offset_models.shift import Ensemble, Rule, ensemble, reported, uld_shift, untouched
 from uld_sdk.sampling import Sampling, gumbel, process
 
+MANY = float(np.log(1e6))  # more tokens than any vocabulary has
+
 
 class Mode(StrEnum):
     """How a draft is verified: against the best token (greedy), or by drawing."""
@@ -63,9 +65,17 @@ def stands_unseen(reading: SmallReading | None, rule: Rule, mode: Mode) -> bool:
 
 
 def undone(top: TopLogprobs, temperature: float) -> TopLogprobs:
-    """A processed report as if its temperature had been 1: log p * T, normalised over what the server's cuts left."""
+    """A report after temperature T as if before it: log p = T * log p' + constant, for differences are all that q needs.
+
+    Of the tail mass m' is left an upper bound, m' * p'_k^(T-1) for T >= 1 and N^(1-T) * m'^T below.
+    """
     raw = top.logprobs * temperature
-    return TopLogprobs.build(top.ids, raw - np.logaddexp.reduce(raw))
+    total = float(np.logaddexp.reduce(raw))
+    if top.tail_mass:
+        mass = np.log(top.tail_mass)
+        tail = mass + (temperature - 1) * float(top.logprobs[-1]) if temperature >= 1 else temperature * mass + (1 - temperature) * MANY
+        total = float(np.logaddexp(total, tail))
+    return TopLogprobs(top.ids, raw - total, top.complete)
 
 
 def judge(top: TopLogprobs, reading: SmallReading | None, rule: Rule, sampling: Sampling, mode: Mode, position: int) -> Verdict:
@@ -100,10 +110,10 @@ def sampled_bound(q: Ensemble, sampling: Sampling, kept: np.ndarray, *, known: b
     """
     if not q.tail:
         return 0.0
-    power, most = 1.0 / sampling.temperature, np.log(1e6)  # more tokens than any vocabulary has
+    power = 1.0 / sampling.temperature
     weight = np.exp(power * (q.scores - q.scores[0]))  # most probable first
     rival = np.exp(power * (q.ceiling - q.scores[0]))
-    of_tail = power * np.log(q.tail) + (power - 1) * (q.least - np.log(q.tail) if power >= 1 else -most)
+    of_tail = power * np.log(q.tail) + (power - 1) * (q.least - np.log(q.tail) if power >= 1 else -MANY)
     tail = np.exp(of_tail + power * (q.highest - q.scores[0]))
     cut = sampling.min_p or 0.0
     if sampling.top_k is not None and sampling.top_k <= weight.size:

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,12 @@ from uld_sdk.sampling import Sampling, process
 from uld_sdk.verify import Mode
 
 RULE = Rule(alpha=1.0, margin=1.0, filter=0.05)
-SAMPLING = Sampling(0.8, top_k=8)
+CUT, WARM = Sampling(0.8, top_k=8), Sampling(1.3)
 PROMPT = [3]
 LOG_P, LOG_A = table(1, 1.0), table(2, np.where(np.arange(ROWS) % 2, 1.6, 0.1))  # after every second token nothing is touched
 
 
-def q_after(last: int) -> np.ndarray:
+def q_after(last: int, sampling: Sampling) -> np.ndarray:
     """The unlearned distribution after a token, the user's sampling applied: the method in plain words."""
     excess = LOG_A[last] + math.log(ROWS)
     log_q = LOG_P[last].copy()
@@ -35,33 +36,42 @@ def q_after(last: int) -> np.ndarray:
         log_q = log_q + uld_shift(excess, RULE)
     order = np.argsort(-log_q, kind="stable")
     out = np.zeros(ROWS)
-    out[order] = np.exp(process(log_q[order], SAMPLING))
+    out[order] = np.exp(process(log_q[order], sampling))
     return out
 
 
-async def write(remote: Remote, mode: Mode, *, n: int = 2, draft: Any = "stream", seed: int | None = None, **options: Any) -> Result:
-    sampling = Sampling(SAMPLING.temperature, SAMPLING.top_k, seed=seed)
-    settings = Settings(RULE, sampling, mode, n, draft=draft, trace=True, **options)
+async def write(remote: Remote, mode: Mode, sampling: Sampling, *, n: int = 2, draft: Any = "stream") -> Result:
+    settings = Settings(RULE, sampling, mode, n, draft=draft, trace=True)
     reader = Reader(Worker(LOG_A), Identity(), PROMPT, Track())  # type: ignore[arg-type]
     answer = Answer(remote, remote.capabilities, settings, PROMPT, frozenset({END}), reader=reader)  # type: ignore[arg-type]
     return [piece async for piece in answer.run()][-1].result  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("draft", [1, "stream"])
-@pytest.mark.parametrize(("mode", "processed"), [(Mode.PASS_THROUGH, False), (Mode.PASS_THROUGH, True), (Mode.MATCH, False)])
-async def test_two_tokens_have_the_distribution_of_q(mode: Mode, processed: bool, draft: Any) -> None:
+@pytest.mark.parametrize(
+    ("mode", "processed", "sampling"),
+    [
+        (Mode.PASS_THROUGH, False, CUT),
+        (Mode.PASS_THROUGH, True, CUT),  # cut away by the server: asked for again
+        (Mode.PASS_THROUGH, True, WARM),  # a temperature alone is undone
+        (Mode.MATCH, False, CUT),
+    ],
+)
+async def test_two_tokens_have_the_distribution_of_q(mode: Mode, processed: bool, sampling: Sampling, draft: Any) -> None:
     assert any(row.max() + math.log(ROWS) > RULE.margin for row in LOG_A), "no touched position"
     assert any(row.max() + math.log(ROWS) <= RULE.margin for row in LOG_A), "no untouched position"
-    expected = {(a, b): q_after(3)[a] * (q_after(a)[b] if a != END else float(b == -1)) for a in range(ROWS) for b in range(-1, ROWS)}
+    after = [q_after(last, sampling) for last in range(ROWS)]
+    expected = {(a, b): after[3][a] * (after[a][b] if a != END else float(b == -1)) for a in range(ROWS) for b in range(-1, ROWS)}
     expected = {pair: p for pair, p in expected.items() if p > 0}
     count = 6000
     np.random.seed(0)
     remote = Remote(LOG_P, processed=processed, rng=np.random.default_rng(5))
     written: Counter[tuple[int, int]] = Counter()
     for seed in range(count):
-        ids = (await write(remote, mode, draft=draft, seed=seed if mode is Mode.MATCH else None)).token_ids
+        ids = (await write(remote, mode, replace(sampling, seed=seed), draft=draft)).token_ids
         written[ids[0], ids[1] if len(ids) > 1 else -1] += 1
     assert set(written) <= set(expected)
+    assert remote.asked_again == (mode is Mode.PASS_THROUGH and processed and sampling is CUT)
     common = [pair for pair, p in expected.items() if p * count >= 5]
     rest = count - sum(written[pair] for pair in common)
     share = 1 - sum(expected[pair] for pair in common)
@@ -77,7 +87,7 @@ async def test_a_lost_second_look_does_not_shift_the_readings(monkeypatch: pytes
     for seed in range(40):
         remote = Remote(LOG_P, processed=True, rng=np.random.default_rng(seed))
         remote.fail_next = [ServerBusy("busy")] * lost
-        result = await write(remote, Mode.PASS_THROUGH, n=8)
+        result = await write(remote, Mode.PASS_THROUGH, CUT, n=8)
         last = PROMPT[-1]
         for step in result.report.trace:
             assert step.peak == pytest.approx(LOG_A[last].max() + math.log(ROWS))

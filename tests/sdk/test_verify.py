@@ -12,7 +12,7 @@ from uld_adapters.errors import UsageError
 from uld_adapters.logprobs import TopLogprobs
 from uld_offset_models.shift import Rule, ensemble, reported, uld_shift, untouched
 from uld_sdk.sampling import Sampling, gumbel, process
-from uld_sdk.verify import Mode, judge
+from uld_sdk.verify import Mode, judge, undone
 
 ROWS = 40
 RULE = Rule(alpha=0.75, margin=1.0, filter=0.01)
@@ -125,6 +125,17 @@ def test_the_sampled_bound_holds_after_every_cut(seed: int, k: int, options: dic
     drawn[q.ids] = np.exp(process(q.logprobs, sampling, tail=q.tail if known else 0.0))
     assert set(verdict.ranking) == set(np.flatnonzero(drawn))
     assert 0.5 * np.abs(drawn - expected).sum() <= verdict.bound + 1e-7
+
+
+@given(seed=st.integers(0, 10_000), k=st.integers(1, ROWS), temperature=st.floats(0.2, 3.0))
+@settings(max_examples=200, deadline=None)
+def test_an_undone_temperature_keeps_differences_and_bounds_the_tail(seed: int, k: int, temperature: float) -> None:
+    log_p, top, _ = random_case(seed, k)
+    warm = log_p / temperature - np.logaddexp.reduce(log_p / temperature)
+    back = undone(TopLogprobs.build(top.ids, warm[top.ids], complete=top.complete), temperature)
+    np.testing.assert_allclose(np.diff(back.logprobs), np.diff(top.logprobs), atol=1e-9)
+    assert back.tail_mass >= top.tail_mass - 1e-9
+    assert np.exp(back.logprobs).sum() <= 1 + 1e-9
 
 
 def test_a_nucleus_inside_the_report_is_the_servers_own() -> None:
