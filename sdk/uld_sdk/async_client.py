@@ -1,89 +1,64 @@
 """AsyncUnlearnedClient: a remote model that behaves as if it had never seen the forget set."""
 
 import asyncio
+import warnings
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any, Literal, Self
+from pathlib import Path
+from typing import Any, Self, Unpack
 
 from uld_adapters.backend import Backend, Capabilities
-from uld_adapters.errors import ArtifactMismatch, ContextExceeded, UsageError
+from uld_adapters.errors import UsageError
 from uld_adapters.registry import create_backend
-from uld_adapters.vocabulary.classify import Alignment, classify
+from uld_adapters.vocabulary.classify import classify
 from uld_adapters.vocabulary.tokens import end_token_ids, tokenizer_fingerprint
 from uld_offset_models.shift import Rule
 from uld_sdk.generation import Answer, Settings
-from uld_sdk.prompts import Message, Prompt, render
-from uld_sdk.reading import Reader
+from uld_sdk.keywords import chosen, spelled
+from uld_sdk.options import Connection, ConnectionKeywords, Generation, GenerationKeywords, ScoreKeywords, Scoring
+from uld_sdk.prompts import Message, Prompt, check_prompt, check_room, render
 from uld_sdk.result import Piece, Result, ScoreResult
 from uld_sdk.sampling import Sampling
 from uld_sdk.scoring import score_continuation
-from uld_sdk.text import stop_strings
+from uld_sdk.small_side import SmallSide
+from uld_sdk.templates import TemplateWarning, template_doubt
 from uld_sdk.verify import Mode
-
-REFUSAL = "I'm sorry, but I can't help with that."
 
 
 class AsyncUnlearnedClient:
     """An unlearned view of a remote model, for asyncio; `UnlearnedClient` is the same without `await`.
 
-    `backend` is a registered name (hf, tgi, vllm, llamacpp, or an installed one), `assistant` the folder of a trained
-    artifact; None shows the plain remote. `alpha`, `margin` (nats) and `filter` default to the artifact's. `on_touched`
-    "refuse" answers `refusal` as soon as the assistant touches an answer. `draft` is "stream", "auto" or tokens a request.
-    `top_logprobs` is what to ask for at each position: by default 20, or the server's cap where that is lower.
-    Raises UsageError for options that cannot be, ArtifactError for a folder that cannot be used.
+    Raises `UsageError` for options that cannot be, `ArtifactError` for an assistant that cannot be used. Without `tokenizer`
+    prompts take the form of the assistant's base; a `TemplateWarning` says so where the server is not known to do the same.
     """
 
-    def __init__(
-        self,
-        *,
-        backend: str | Backend = "vllm",
-        base_url: str | None = None,
-        assistant: str | Any | None = None,
-        model: Any = None,
-        tokenizer: Any = None,
-        assistant_base: str | None = None,
-        api_key: str | None = None,
-        timeout: float = 60.0,
-        max_retries: int = 4,
-        http_client: Any = None,
-        top_logprobs: int | None = None,
-        alpha: float | None = None,
-        margin: float | None = None,
-        filter: float | None = None,
-        on_touched: Literal["rewrite", "refuse"] = "rewrite",
-        refusal: str = REFUSAL,
-        draft: str | int = "stream",
-        device: str = "cpu",
-        trace: bool = False,
-    ) -> None:
-        if on_touched not in ("rewrite", "refuse"):
-            raise UsageError(f"on_touched is {on_touched!r}", hint='choose "rewrite" or "refuse"')
-        if not (draft in ("stream", "auto") or (isinstance(draft, int) and draft >= 1)):
-            raise UsageError(f"draft is {draft!r}", hint='choose "stream", "auto" or a number of tokens')
+    @spelled(Connection)
+    def __init__(self, **options: Unpack[ConnectionKeywords]) -> None:
+        self.options = said = chosen(Connection, options)
         self._manifest: Any = None
-        if assistant is not None:
+        if said.assistant is not None:
             from uld_offset_models.manifest import read_manifest
 
-            self._manifest = read_manifest(assistant)
+            self._manifest = read_manifest(said.assistant)
         default = {name: getattr(self._manifest, name, getattr(Rule(), name)) for name in ("alpha", "margin", "filter")}
-        given = {"alpha": alpha, "margin": margin, "filter": filter}
-        self.rule = Rule(**{name: default[name] if value is None else value for name, value in given.items()})
-        self._assistant, self._assistant_base, self._device = assistant, assistant_base, device
-        if tokenizer is None and assistant is not None and not (backend == "hf" and isinstance(model, str)):
-            tokenizer = str(assistant)
-        if isinstance(backend, str):
-            options = {"base_url": base_url, "model": model, "tokenizer": tokenizer, "api_key": api_key, "timeout": timeout}
-            options |= {"max_retries": max_retries, "http_client": http_client, "top_logprobs": top_logprobs}
-            self.backend = create_backend(backend, **options)
-        else:
-            self.backend = backend
-        self._settings = {"on_touched": on_touched, "refusal": refusal, "draft": draft, "max_retries": max_retries, "trace": trace}
-        self._worker: Any = None
-        self._alignment: Alignment | None = None
-        self._small_tokenizer: Any = None
+        self.rule = Rule(**{name: value if getattr(said, name) is None else getattr(said, name) for name, value in default.items()})
+        tokenizer = said.tokenizer
+        own = said.backend == "hf" and isinstance(said.model, str | Path)  # such a model brings its tokenizer
+        self._borrowed = tokenizer is None and said.assistant is not None and isinstance(said.backend, str) and not own
+        self.backend = self._reach(said, str(said.assistant) if self._borrowed else tokenizer)
+        self._small: SmallSide | None = None
         self._ends: frozenset[int] = frozenset()
         self._capabilities: Capabilities | None = None
+        self._doubt: str | None = None
         self._opening: asyncio.Lock = asyncio.Lock()
+
+    def _reach(self, said: Connection, tokenizer: Any) -> Backend:
+        if not isinstance(said.backend, str):
+            return said.backend
+        shared = ("base_url", "model", "api_key", "timeout", "max_retries", "http_client", "top_logprobs")
+        place = {"device": said.target_device, "dtype": said.target_dtype}
+        given = {name: value for name, value in place.items() if value is not None}  # only for backends that run the model here
+        return create_backend(said.backend, tokenizer=tokenizer, **{name: getattr(said, name) for name in shared}, **given)
 
     async def capabilities(self) -> Capabilities:
         """What the server was found to do: probed once, with the tokenizer and the artifact checked against it."""
@@ -91,102 +66,87 @@ class AsyncUnlearnedClient:
             if self._capabilities is None:
                 capabilities = await self.backend.probe()
                 await asyncio.to_thread(self._load)
+                if self._borrowed:
+                    self._doubt = await template_doubt(self.backend, capabilities.model, self._manifest.base.id)
                 self._capabilities = capabilities
         return self._capabilities
 
     def _load(self) -> None:
         self._ends = end_token_ids(self.backend.tokenizer)
-        if self._assistant is None:
-            return
-        target = tokenizer_fingerprint(self.backend.tokenizer)
-        self._alignment = classify(target, self._manifest.tokenizer_sha256)
-        from uld_offset_models.artifact import load_artifact
-        from uld_offset_models.scorer import Scorer
-        from uld_sdk.batching import SmallWorker
+        said = self.options
+        if said.assistant is not None and self._small is None:
+            alignment = classify(tokenizer_fingerprint(self.backend.tokenizer), self._manifest.tokenizer_sha256)
+            self._small = SmallSide.load(said.assistant, alignment, self.rule, base=said.assistant_base, device=said.device)
 
-        artifact = load_artifact(self._assistant, base=self._assistant_base, device=self._device)
-        if artifact.manifest.method != "uld":
-            raise ArtifactMismatch(f"{self._assistant} holds no assistant but method {artifact.manifest.method}", hint="use --method uld")
-        self._small_tokenizer = artifact.model.tokenizer
-        self._worker = SmallWorker(Scorer(artifact.model, threshold=self.rule.margin))
+    def _render(self, prompt: Prompt, *, raw: bool) -> list[int]:
+        ids = render(self.backend.tokenizer, prompt, raw=raw)
+        if self._doubt is not None and not raw:
+            doubt, self._doubt = self._doubt, None
+            warnings.warn(doubt, TemplateWarning, stacklevel=2)
+        return ids
 
-    async def _answer(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        raw: bool = False,
-    ) -> Answer:
-        sampling = Sampling(temperature, top_k, top_p, min_p, seed)
-        if max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens is {max_new_tokens}", hint="ask for at least one token")
-        strings = stop_strings(stop)
+    async def _answer(self, prompt: Prompt, asked: Generation) -> Answer:
+        check_prompt(prompt, raw=asked.raw)
+        sampling = Sampling(asked.temperature, asked.top_k, asked.top_p, asked.min_p, asked.seed)
         capabilities = await self.capabilities()
         mode = Mode.GREEDY
         if not sampling.greedy:
-            mode = Mode.PASS_THROUGH if seed is None and sampling.server_can(capabilities) else Mode.MATCH
-            if mode is Mode.MATCH and seed is None:
+            mode = Mode.PASS_THROUGH if asked.seed is None and sampling.server_can(capabilities) else Mode.MATCH
+            if mode is Mode.MATCH and asked.seed is None:
                 sampling = sampling.with_fresh_seed()
-        ids = render(self.backend.tokenizer, prompt, raw=raw)
-        if capabilities.context is not None and len(ids) + max_new_tokens > capabilities.context:
-            room = capabilities.context - len(ids)
-            raise ContextExceeded(
-                f"{len(ids)} prompt tokens and {max_new_tokens} new ones exceed the context of {capabilities.context}",
-                hint=f"max_new_tokens can be at most {room}" if room > 0 else "shorten the prompt",
-            )
+        ids = self._render(prompt, raw=asked.raw)
+        check_room(len(ids), asked.max_new_tokens, capabilities.context, whose="the model's")
+        said = self.options
         settings = Settings(
             rule=self.rule,
             sampling=sampling,
             mode=mode,
-            max_new_tokens=max_new_tokens,
-            stop=strings,
-            **self._settings,  # type: ignore[arg-type]
+            max_new_tokens=asked.max_new_tokens,
+            stop=asked.stops,
+            draft=said.draft,
+            on_touched=said.on_touched,
+            refusal=said.refusal,
+            max_retries=said.max_retries,
+            trace=said.trace,
         )
-        return Answer(self.backend, capabilities, settings, ids, self._ends, reader=self._reader(prompt, raw=raw))
+        reader = None if self._small is None else self._small.reader(prompt, raw=asked.raw, new=asked.max_new_tokens)
+        return Answer(self.backend, capabilities, settings, ids, self._ends, reader=reader)
 
-    def _reader(self, prompt: Prompt, *, raw: bool) -> Reader | None:
-        if self._worker is None or self._alignment is None:
-            return None
-        from uld_offset_models.scorer import Track
-
-        return Reader(self._worker, self._alignment, render(self._small_tokenizer, prompt, raw=raw), Track())
-
-    async def stream(self, prompt: Prompt, **options: Any) -> AsyncGenerator[Piece]:
-        """Verified pieces as they are ready; the last carries the result. Options as in `generate`."""
-        answer = await self._answer(prompt, **options)
+    @spelled(Generation)
+    async def stream(self, prompt: Prompt, **options: Unpack[GenerationKeywords]) -> AsyncGenerator[Piece]:
+        """Verified pieces as they are ready; the last carries the result."""
+        answer = await self._answer(prompt, chosen(Generation, options))
         async with aclosing(answer.run()) as pieces:
             async for piece in pieces:
                 yield piece
 
-    async def generate(self, prompt: Prompt, **options: Any) -> Result:
-        """One answer to a prompt, a user's message (or, raw=True, text to go on from).
-
-        Options: max_new_tokens (256), temperature (0: greedy), top_k, top_p, min_p, seed, stop (strings), raw. A seed makes
-        sampling reproducible (match mode); without one the server samples itself (pass-through).
-        """
+    @spelled(Generation)
+    async def generate(self, prompt: Prompt, **options: Unpack[GenerationKeywords]) -> Result:
+        """One answer to a prompt: a user's message, a conversation, or (raw=True) text to go on from."""
         async with aclosing(self.stream(prompt, **options)) as pieces:
             async for piece in pieces:
                 if piece.result is not None:
                     return piece.result
         raise UsageError("the stream was closed before its end", hint="keep the client open while it answers")
 
-    async def chat(self, messages: Sequence[Message], **options: Any) -> Result:
-        """One answer to a conversation: [{"role": ..., "content": ...}, ...]. Options as in `generate`."""
+    @spelled(Generation)
+    async def chat(self, messages: Sequence[Message], **options: Unpack[GenerationKeywords]) -> Result:
+        """One answer to a conversation: [{"role": ..., "content": ...}, ...]."""
         return await self.generate(messages, **options)
 
-    async def generate_many(self, prompts: Sequence[Prompt], *, concurrency: int = 8, **options: Any) -> list[Result]:
+    @spelled(Generation)
+    async def generate_many(
+        self, prompts: Sequence[Prompt], *, concurrency: int = 8, **options: Unpack[GenerationKeywords]
+    ) -> list[Result]:
         """Answers in the order of the prompts, at most `concurrency` at a time, the small model in batched passes.
 
         The first error cancels the rest and is raised.
         """
-        if concurrency < 1:
-            raise UsageError(f"concurrency is {concurrency}", hint="allow at least one request at a time")
+        chosen(Generation, options, also=("concurrency",))  # what is wrong for one is wrong for all
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+            raise UsageError(f"prompts is {type(prompts).__name__}, not a list", hint="pass a list of prompts, or call generate")
+        if not isinstance(concurrency, int) or concurrency < 1:
+            raise UsageError(f"concurrency is {concurrency!r}", hint="allow at least one request at a time")
         gate = asyncio.Semaphore(concurrency)
 
         async def one(prompt: Prompt) -> Result:
@@ -201,16 +161,22 @@ class AsyncUnlearnedClient:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def score(self, prompt: Prompt, continuation: str, *, raw: bool = False) -> ScoreResult:
+    @spelled(Scoring)
+    async def score(self, prompt: Prompt, continuation: str, **options: Unpack[ScoreKeywords]) -> ScoreResult:
         """Log-probability of a given text after the prompt under the unlearned model, in nats, with bounds."""
-        await self.capabilities()
-        ids = render(self.backend.tokenizer, prompt, raw=raw)
+        asked = chosen(Scoring, options)
+        check_prompt(prompt, raw=asked.raw)
+        if not isinstance(continuation, str):
+            raise UsageError(f"the continuation is {type(continuation).__name__}, not text", hint="pass the text to score")
+        capabilities = await self.capabilities()
+        ids = self._render(prompt, raw=asked.raw)
         tokens = list(self.backend.tokenizer.encode(continuation, add_special_tokens=False))
         if not tokens:
             raise UsageError("the continuation is empty", hint="pass some text to score")
+        check_room(len(ids), len(tokens), capabilities.context, whose="the model's")
+        reader = None if self._small is None else self._small.reader(prompt, raw=asked.raw, new=len(tokens))
         score = await self.backend.score(ids, tokens)
         readings: list[Any] = [None] * len(tokens)
-        reader = self._reader(prompt, raw=raw)
         if reader is not None:
             reader.prime([])
             await reader.primed()
@@ -222,8 +188,8 @@ class AsyncUnlearnedClient:
     async def close(self) -> None:
         """Close connections and the small model's thread."""
         await self.backend.aclose()
-        if self._worker is not None:
-            self._worker.close()
+        if self._small is not None:
+            self._small.close()
 
     async def __aenter__(self) -> Self:
         return self

@@ -3,11 +3,13 @@
 import asyncio
 import threading
 from collections.abc import Coroutine, Iterator, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 from uld_adapters.backend import Capabilities
 from uld_adapters.errors import UsageError
 from uld_sdk.async_client import AsyncUnlearnedClient
+from uld_sdk.keywords import spelled
+from uld_sdk.options import Connection, ConnectionKeywords, Generation, GenerationKeywords, ScoreKeywords, Scoring
 from uld_sdk.prompts import Message, Prompt
 from uld_sdk.result import Piece, Result, ScoreResult
 
@@ -15,12 +17,13 @@ T = TypeVar("T")
 
 
 class UnlearnedClient:
-    """An unlearned view of a remote model; keyword arguments as for `AsyncUnlearnedClient`.
+    """An unlearned view of a remote model, the same as `AsyncUnlearnedClient` without `await`.
 
     Use it as a context manager, or call `close` when done. One client may be used from several threads.
     """
 
-    def __init__(self, **options: Any) -> None:
+    @spelled(Connection)
+    def __init__(self, **options: Unpack[ConnectionKeywords]) -> None:
         self._loop = asyncio.new_event_loop()
         self._closed = False
         try:
@@ -47,16 +50,19 @@ class UnlearnedClient:
         """What the server was found to do; see `AsyncUnlearnedClient.capabilities`."""
         return self._wait(self._client.capabilities())
 
-    def generate(self, prompt: Prompt, **options: Any) -> Result:
-        """One answer; see `AsyncUnlearnedClient.generate`."""
+    @spelled(Generation)
+    def generate(self, prompt: Prompt, **options: Unpack[GenerationKeywords]) -> Result:
+        """One answer."""
         return self._wait(self._client.generate(prompt, **options))
 
-    def chat(self, messages: Sequence[Message], **options: Any) -> Result:
-        """One answer to a conversation; see `AsyncUnlearnedClient.chat`."""
+    @spelled(Generation)
+    def chat(self, messages: Sequence[Message], **options: Unpack[GenerationKeywords]) -> Result:
+        """One answer to a conversation."""
         return self._wait(self._client.chat(messages, **options))
 
-    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Piece]:
-        """Verified pieces as they are ready; leaving the loop cancels the request. See `AsyncUnlearnedClient.stream`."""
+    @spelled(Generation)
+    def stream(self, prompt: Prompt, **options: Unpack[GenerationKeywords]) -> Iterator[Piece]:
+        """Verified pieces as they are ready; leaving the loop cancels the request."""
         pieces = self._client.stream(prompt, **options)
         turn = asyncio.Lock()  # an interrupted wait lets go of the generator a moment after it is cancelled
 
@@ -75,12 +81,14 @@ class UnlearnedClient:
             if not self._closed:
                 self._wait(close())
 
-    def generate_many(self, prompts: Sequence[Prompt], **options: Any) -> list[Result]:
-        """Many answers at once; see `AsyncUnlearnedClient.generate_many`."""
-        return self._wait(self._client.generate_many(prompts, **options))
+    @spelled(Generation)
+    def generate_many(self, prompts: Sequence[Prompt], *, concurrency: int = 8, **options: Unpack[GenerationKeywords]) -> list[Result]:
+        """Many answers at once."""
+        return self._wait(self._client.generate_many(prompts, concurrency=concurrency, **options))
 
-    def score(self, prompt: Prompt, continuation: str, **options: Any) -> ScoreResult:
-        """Log-probability of a given text; see `AsyncUnlearnedClient.score`."""
+    @spelled(Scoring)
+    def score(self, prompt: Prompt, continuation: str, **options: Unpack[ScoreKeywords]) -> ScoreResult:
+        """Log-probability of a given text."""
         return self._wait(self._client.score(prompt, continuation, **options))
 
     def close(self) -> None:
