@@ -82,10 +82,11 @@ class HuggingFaceBackend:
         return self._model
 
     async def probe(self) -> Capabilities:
-        """A local model can do everything; only its context is looked up."""
+        """A local model can do everything; only its context and the size of its vocabulary are looked up."""
+        whole = self.top_logprobs is not None and self.top_logprobs >= getattr(self.model.config, "vocab_size", np.inf)
         return Capabilities(
             model=str(getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__),
-            top_logprobs=None if (self.top_logprobs or 0) >= self.model.get_output_embeddings().weight.shape[0] else self.top_logprobs,
+            top_logprobs=None if whole else self.top_logprobs,
             scoring="prompt",
             sampling=frozenset({"temperature"}),
             context=getattr(self.model.config, "max_position_embeddings", None),
