@@ -24,8 +24,13 @@ class Example:
 
     @property
     def question(self) -> str:
-        """The last message before the answer, or the text itself: what two sets are compared by."""
+        """The last message before the answer, or the text itself."""
         return self.messages[-1][1] if self.messages else self.answer
+
+    @property
+    def asked(self) -> tuple[tuple[str, str], ...]:
+        """All that stands before the answer, normalised (of plain text the text itself): what two sets are compared by."""
+        return tuple((role, normalised(content)) for role, content in self.messages or (("", self.answer),))
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def read_rows(source: Source, *, name: str = "rows") -> list[Row]:
 def build_sets(forget: list[Row], retain: list[Row], *, holdout: float = 0.0, seed: int = 0) -> Sets:
     """D'_f = forget + paraphrases, D'_r = retain + paraphrases + forget questions with wrong answers, less a seeded hold-out of retain.
 
-    Raises `DataError` when a question stands in both sets.
+    Raises `DataError` when the same is asked in both sets.
     """
     import numpy as np
 
@@ -75,9 +80,13 @@ def build_sets(forget: list[Row], retain: list[Row], *, holdout: float = 0.0, se
 
 
 def check_overlap(forget: list[Row], retain: list[Row]) -> None:
-    """A question in both sets would be remembered and flattened at once; the error lists the first such rows."""
-    places = {normalised(e.question): e.place for row in forget for e in (row.example, *row.paraphrases)}
-    clashes = [(places[key], row.example) for row in retain if (key := normalised(row.example.question)) in places]
+    """What is asked in both sets would be remembered and flattened at once; the error lists the first such rows.
+
+    Paraphrases count on both sides. Conversations are compared whole: the same last words after others are another question.
+    """
+    places = {e.asked: e.place for row in forget for e in (row.example, *row.paraphrases)}
+    doubles = ([e for e in (row.example, *row.paraphrases) if e.asked in places] for row in retain)
+    clashes = [(places[found[0].asked], found[0]) for found in doubles if found]
     if clashes:
         shown = "; ".join(f"{there} and {e.place}: {e.question[:60]!r}" for there, e in clashes[:3])
         raise DataError(

@@ -1,8 +1,13 @@
-"""Where rows come from: a JSONL, JSON, CSV or Parquet file, a `datasets` folder, a hub name, or a list of dicts."""
+"""Where rows come from: a JSONL, JSON, CSV or Parquet file, a `datasets` folder, a hub data set, or a list of dicts.
+
+A hub data set is named owner/name, owner/name:config or owner/name:config:split (owner/name::split without a configuration); the
+split is train unless said otherwise.
+"""
 
 import csv
+import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +28,22 @@ def records(source: Source, name: str) -> tuple[str, Iterator[tuple[str, Mapping
             raise DataError(f"{label} has an unknown suffix", hint=f"use one of {', '.join(sorted(_SUFFIXES))}")
         readers = {".json": _json, ".csv": _csv, ".parquet": _parquet}
         return label, readers.get(path.suffix, _jsonl)(path)
-    if path.suffix in _SUFFIXES or (not path.is_dir() and (path.is_absolute() or label.count("/") > 1)):
-        raise DataError(f"{label} does not exist", hint="give a file, a datasets folder or a hub name such as owner/name")
+    if path.suffix in _SUFFIXES or (not path.is_dir() and (path.is_absolute() or label.partition(":")[0].count("/") > 1)):
+        raise DataError(f"{label} does not exist", hint="give a file, a datasets folder or a hub name such as owner/name:config:split")
     return label, _datasets(path, label)
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A file's text, without a byte order mark; raises `DataError` with the line that is not UTF-8."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 (byte {error.start})", hint="save the file as UTF-8") from error
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}:{line}: not UTF-8 (byte 0x{error.object[error.start]:02x})", hint="save the file as UTF-8") from error
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             try:
                 yield f"{path}:{number}", json.loads(line)
@@ -48,7 +55,7 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _json(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
-        value = json.loads(_text(path))
+        value = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg})", hint="a .json file holds one array of objects") from error
     if not isinstance(value, list):
@@ -57,7 +64,7 @@ def _json(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    lines = csv.DictReader(_text(path).splitlines(keepends=True), strict=True)
+    lines = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         for record in lines:
             place = f"{path}:{lines.line_num}"
@@ -95,16 +102,11 @@ def _datasets(path: Path, label: str) -> Iterator[tuple[str, Mapping[str, Any]]]
         import datasets
     except ModuleNotFoundError as error:
         raise MissingExtra("datasets", "train") from error
-    try:
-        if path.is_dir():
-            value = datasets.load_from_disk(str(path))
-        else:
-            value = datasets.load_dataset(label)
-    except Exception as error:  # the library raises many unrelated classes here
-        what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            f"{label} is neither a data file, a datasets folder nor a hub dataset: {what}", hint="check the spelling of the path"
-        ) from error
+    if path.is_dir():
+        value = _loaded(label, lambda: datasets.load_from_disk(str(path)))
+    else:
+        name, config, split = _hub_name(label)
+        value = _loaded(label, lambda: datasets.load_dataset(name, config, split=split))
     if isinstance(value, Mapping):
         if "train" not in value:
             raise DataError(
@@ -112,3 +114,20 @@ def _datasets(path: Path, label: str) -> Iterator[tuple[str, Mapping[str, Any]]]
             )
         value = value["train"]
     yield from ((f"{label} row {number}", record) for number, record in enumerate(value, 1))
+
+
+def _hub_name(label: str) -> tuple[str, str | None, str]:
+    """Name, configuration and split of owner/name:config:split; the split may be a slice such as train[:100]."""
+    name, config, split = [*label.split(":", 2), "", ""][:3]
+    return name, config or None, split or "train"
+
+
+def _loaded(label: str, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except Exception as error:  # the library raises many unrelated classes here
+        what = " ".join(str(error).split())[:300] or type(error).__name__
+        raise DataError(
+            f"{label} is neither a data file, a datasets folder nor a hub data set: {what}",
+            hint="check the spelling; a hub data set is owner/name, owner/name:config or owner/name:config:split",
+        ) from error

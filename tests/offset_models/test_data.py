@@ -94,9 +94,10 @@ def test_bad_files(tmp_path: Path) -> None:
     (tmp_path / "b.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(DataError, match=r"b\.parquet is not valid Parquet"):
         read_rows(tmp_path / "b.parquet")
-    (tmp_path / "c.jsonl").write_bytes(b'{"question": "\xff"}')
-    with pytest.raises(DataError, match="not UTF-8"):
-        read_rows(tmp_path / "c.jsonl")
+    for name in ("c.jsonl", "c.json", "c.csv"):
+        (tmp_path / name).write_bytes(b'\xef\xbb\xbf[\n\n{"question": "caf\xe9"}')
+        with pytest.raises(DataError, match=rf"{name}:3: not UTF-8 \(byte 0xe9\)"):
+            read_rows(tmp_path / name)
     (tmp_path / "d.txt").write_text("x", encoding="utf-8")
     with pytest.raises(DataError, match="unknown suffix"):
         read_rows(tmp_path / "d.txt")
@@ -106,6 +107,50 @@ def test_bad_files(tmp_path: Path) -> None:
         read_rows(tmp_path)
     with pytest.raises(DataError, match="the forget set is empty"):
         read_rows([], name="forget")
+
+
+def test_fields_may_hold_any_line_separator(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_bytes('\ufeffquestion,answer\r\nWho\u2028spoke?,"He,\r\nthen\u2029she."\r\n'.encode())
+    (tmp_path / "rows.jsonl").write_bytes('{"question": "Who\u2028spoke?", "answer": "He,\\nthen\u2029she."}\r\n'.encode())
+    first, second = (read_rows(tmp_path / name)[0].example for name in ("rows.csv", "rows.jsonl"))
+    assert (first.question, first.answer) == (second.question, second.answer) == ("Who\u2028spoke?", "He,\nthen\u2029she.")
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("owner/set", ("owner/set", None, "train")),
+        ("owner/set:small", ("owner/set", "small", "train")),
+        ("locuslab/TOFU:forget10:train", ("locuslab/TOFU", "forget10", "train")),
+        ("owner/set::test", ("owner/set", None, "test")),
+        ("owner/set:small:train[:10]", ("owner/set", "small", "train[:10]")),
+    ],
+)
+def test_a_hub_name_may_say_configuration_and_split(name: str, asked: tuple[object, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    calls = []
+
+    def load(path: str, config: str | None = None, *, split: str) -> datasets.Dataset:
+        calls.append((path, config, split))
+        return datasets.Dataset.from_list(ROWS[:1])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    rows = read_rows(name)
+    assert calls == [asked]
+    assert rows[0].example.place == f"{name} row 1"
+
+
+def test_what_the_hub_refuses_is_told_with_the_form_of_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['forget01', 'forget10']")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(DataError, match=r"missing\. Please pick one among .*'forget10'") as caught:
+        read_rows("locuslab/TOFU")
+    assert "owner/name:config:split" in caught.value.hint
 
 
 def test_sets_are_widened_and_the_holdout_is_seeded() -> None:
@@ -130,3 +175,30 @@ def test_an_overlap_names_both_rows(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"overlaps the retain set in 1 rows: .*forget\.jsonl:2 and .*retain\.jsonl:2"):
         build_sets(forget, retain)
     assert normalised("In what  place, is it?") == "in what place is it"
+
+
+def messages(*turns: str) -> dict[str, object]:
+    roles = ["user", "assistant"] * len(turns)
+    return {"messages": [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=False)]}
+
+
+@pytest.mark.parametrize(
+    ("forget", "retain", "clash"),
+    [
+        (ROWS[0], {"question": "Other?", "answer": "x", "paraphrased_question": "who kept the lamp"}, True),
+        (ROWS[1], {"question": "Other?", "answer": "x", "paraphrased_question": ["A?", "In what place is it?"]}, True),
+        (messages("Who is Ada?", "A keeper.", "Where is it?", "There."), messages("Who is Bo?", "A cook.", "Where is it?", "Here."), False),
+        (messages("Who is Ada?", "A keeper.", "Where is it?", "There."), messages("who is ADA", "a keeper", "where is it", "Here."), True),
+        (messages("Who is Ada?", "A keeper.", "Where is it?", "There."), {"question": "Where is it?", "answer": "Here."}, False),
+        (messages("Where is it?", "There."), {"question": "Where is it?", "answer": "Here."}, True),
+        ({"text": "Where is it?"}, {"question": "Where is it?", "answer": "Here."}, False),
+        ({"text": "The lamp burns."}, {"text": "the lamp, burns"}, True),
+    ],
+)
+def test_an_overlap_is_one_of_all_that_is_asked(forget: dict[str, object], retain: dict[str, object], clash: bool) -> None:
+    sets = read_rows([forget], name="forget"), read_rows([{"question": "Else?", "answer": "y"}, retain], name="retain")
+    if not clash:
+        build_sets(*sets)
+        return
+    with pytest.raises(DataError, match="in 1 rows: forget row 1 and retain row 2"):
+        build_sets(*sets)
