@@ -42,7 +42,7 @@ class Recipe(BaseModel):
     alpha: float = Field(gt=0)
     margin: float = Field(ge=0)
     filter: float = Field(gt=0, lt=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)  # as far as numpy's generator goes
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     holdout: float = Field(default=0.1, ge=0, lt=1)
@@ -75,6 +75,8 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     """The settings of a YAML file, dashes or underscores; raises `UsageError`."""
     try:
         text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the recipe {path} is not UTF-8 (byte {error.start})", hint="save the file as UTF-8") from error
     except OSError as error:
         raise UsageError(
             f"the recipe {path} cannot be read: {error.strerror}", hint="give a YAML file with any flag of `uld-sdk train`"
@@ -83,15 +85,20 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def resolve(*, recipe: str | Path | None = None, preset: str | None = None, **settings: Any) -> Recipe:
-    """Merge preset, recipe file and explicit settings (None = not given); raises `UsageError` naming what is wrong."""
+    """Merge preset, recipe file and explicit settings (None = not given); raises `UsageError` naming what is wrong.
+
+    A later one wins. Steps and epochs are one setting in two units: either takes the place of what was said before in the other,
+    and within one of the three steps win.
+    """
     written = read_recipe(recipe) if recipe is not None else {}
-    said = {name: value for name, value in settings.items() if value is not None}
-    chosen = preset or written.get("preset") or "gated"
-    given = {**written, **said}
-    values = {**preset_values(str(chosen)), **{k: v for k, v in given.items() if v is not None}, "preset": chosen}
-    if given.get("epochs") is not None:  # whoever says epochs means them
-        values.setdefault("steps", None)
-        values["min_steps"] = 1 if "min_steps" not in given else given["min_steps"]
+    preset = str(preset or written.get("preset") or "gated")
+    values = preset_values(preset)
+    for layer in (written, settings):
+        said = {name: value for name, value in layer.items() if value is not None}
+        if "epochs" in said:  # whoever says epochs means them, whatever was said below of steps
+            values |= {"steps": None, "min_steps": 1}
+        values |= said
+    values["preset"] = preset
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:

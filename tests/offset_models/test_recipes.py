@@ -30,8 +30,8 @@ def test_the_presets_differ_as_the_sources_do() -> None:
 
 def test_steps_follow_from_epochs() -> None:
     gated = resolve()
-    assert gated.step_count(48) == 40
-    assert gated.step_count(800) == 200
+    assert gated.step_count(1) == gated.min_steps
+    assert gated.step_count(8000) == 1000 * (gated.epochs or 0)
     assert resolve(epochs=1).step_count(48) == 6
     assert resolve(steps=7).step_count(48) == 7
     assert resolve(preset="paper").step_count(320) == 100
@@ -43,6 +43,29 @@ def test_arguments_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path
     recipe = resolve(recipe=file, weight=2.0)
     assert (recipe.preset, recipe.learning_rate, recipe.weight, recipe.rank, recipe.forget) == ("release", 0.01, 2.0, 16, "f.jsonl")
     assert resolve(recipe=file, preset="paper").rank == 32
+
+
+def test_steps_and_epochs_take_each_others_place(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("steps: 10\nmin_steps: 20\n", encoding="utf-8")
+    assert resolve(recipe=file).step_count(48) == 10
+    said = resolve(recipe=file, epochs=3)
+    assert (said.steps, said.min_steps, said.step_count(48)) == (None, 1, 18)
+    assert resolve(recipe=file, epochs=1, min_steps=9).step_count(48) == 9
+    file.write_text("epochs: 3\n", encoding="utf-8")
+    assert resolve(recipe=file).step_count(48) == 18
+    assert resolve(recipe=file, steps=10).step_count(48) == 10
+    file.write_text("epochs: 3\nsteps: 10\n", encoding="utf-8")
+    assert resolve(recipe=file).step_count(48) == 10, "said together, steps win"
+    assert resolve(steps=4, epochs=3).step_count(48) == 4
+    assert resolve(recipe=file, rank=2).step_count(48) == 10
+
+
+def test_a_whole_preset_as_a_file_keeps_its_floor_until_a_flag_says_epochs(tmp_path: Path) -> None:
+    file = tmp_path / "gated.yaml"
+    file.write_text("preset: gated\nepochs: 2\nmin_steps: 40\nsteps: null\n", encoding="utf-8")
+    assert resolve(recipe=file).step_count(8) == 40
+    assert resolve(recipe=file, epochs=2).step_count(8) == 2
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
@@ -63,5 +86,10 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     file.write_text("- 1\n", encoding="utf-8")
     with pytest.raises(UsageError, match="no settings"):
         resolve(recipe=file)
+    file.write_bytes(b"preset: \xff")
+    with pytest.raises(UsageError, match="not UTF-8"):
+        resolve(recipe=file)
+    with pytest.raises(UsageError, match="seed"):
+        resolve(seed=2**32)
     with pytest.raises(UsageError, match="cannot be read"):
         resolve(recipe=tmp_path / "none.yaml")
