@@ -69,7 +69,7 @@ def test_the_flags_are_the_arguments_of_the_python_interface() -> None:
     assert {field.name for field in dataclasses.fields(ClientOptions)} == client
     training = inspect.signature(uld_sdk.train).parameters.keys() - {"recipe", "on_progress"}
     assert {field.name for field in dataclasses.fields(TrainingOptions)} == training
-    answering = inspect.signature(AsyncUnlearnedClient._answer).parameters.keys() - {"self", "prompt", "raw"}
+    answering = inspect.signature(AsyncUnlearnedClient.generate).parameters.keys() - {"self", "prompt", "raw"}
     assert {field.name for field in dataclasses.fields(SamplingOptions)} == answering
 
 
@@ -160,6 +160,45 @@ def test_inspect_shows_what_the_server_can_do(
     shown = run("inspect", "-b", backend, "-u", url, "-a", tiny_artifact)
     assert "the assistant fits the server" in shown.stdout
     assert "top_logprobs" in shown.stdout
+
+
+def test_a_cap_below_the_default_is_told_by_inspect_and_the_report(run: Run, tiny_target: Path, tiny_artifact: Path) -> None:
+    """A cap that nobody asked to exceed is no warning: TGI's own default is 5."""
+    from uld_adapters.emulator import EmulatorServer, build_app
+
+    with EmulatorServer(build_app(tiny_target, dialect="tgi")) as server:
+        reach = ["-b", "tgi", "-u", server.url, "-a", tiny_artifact]
+        document = json.loads(run("inspect", *reach, "--json").stdout)
+        told = run("generate", QUESTION, *reach, "-n", 2)
+        answer = json.loads(run("generate", QUESTION, *reach, "-n", 2, "--json").stdout)
+    assert (document["server"]["top_logprobs"], document["server"]["top_logprobs_cap"]) == (5, 5)
+    assert answer["report"]["top_logprobs"] == 5
+    assert "log-probabilities a token" in told.stderr
+    assert "warning" not in told.stderr
+
+
+def test_a_local_target_may_be_placed(run: Run, tiny_target: Path, tiny_artifact: Path) -> None:
+    local = ["-b", "hf", "-m", tiny_target, "-a", tiny_artifact, "-n", 2, "--json"]
+    told = run("generate", QUESTION, *local, "--target-device", "cpu", "--target-dtype", "bfloat16", "--top-logprobs", 100000)
+    assert told.exit_code == 0, told.stderr
+    assert json.loads(told.stdout)["report"]["top_logprobs"] is None
+
+
+def test_flags_beat_the_recipe_in_steps_and_epochs(run: Run, tiny_target: Path, tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    written = {"base": tiny_target, "forget": tiny_data[0], "retain": tiny_data[1], "steps": 50, "batch_size": 2, "dtype": "float32"}
+    recipe.write_text("".join(f"{name}: {value}\n" for name, value in written.items()), encoding="utf-8")
+    told = run("train", "-r", recipe, "-o", tmp_path / "out", "--epochs", 1.5, "--no-progress", "--json")
+    assert told.exit_code == 0, told.stderr
+    assert json.loads(told.stdout)["manifest"]["steps"] == 3, "four rows, two a step, one epoch and a half"
+
+
+def test_prompts_may_hold_any_separator_that_json_allows(run: Run, tgi: list[object], tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_bytes('\ufeff"Who opens\u2028the shop?"\r\n"Who wrote the book?"\r\n'.encode())
+    told = run("generate", "--input", file, *tgi, "--json")
+    assert told.exit_code == 0, told.stderr
+    assert [result["prompt"] for result in json.loads(told.stdout)["results"]] == ["Who opens\u2028the shop?", "Who wrote the book?"]
 
 
 def test_inspect_an_artifact_alone(run: Run, tiny_artifact: Path) -> None:

@@ -53,12 +53,19 @@ def serving(tiny_target: Path) -> Iterator[Any]:
         (["generate", "hi", "-b", "tgi", "-u", "http://127.0.0.1:1", "--draft", "often"], "draft"),
         (["generate", "hi", "-b", "tgi", "-u", "http://127.0.0.1:1", "--on-touched", "shrug"], "refuse"),
         (["generate", "-", "-b", "tgi", "-u", "http://127.0.0.1:1"], "the prompt is empty"),
+        (["generate", "hi", "-b", "tgi", "-u", "http://[::1"], "not an http address"),
+        (["generate", "hi", "-b", "tgi", "-u", "http://127.0.0.1:1", "--api-key", "schlüssel"], "api_key"),
+        (["generate", "hi", "-b", "tgi", "-u", "http://127.0.0.1:1", "--seed", str(2**63)], "seed"),
+        (["generate", "hi", "-b", "tgi", "-u", "http://127.0.0.1:1", "--seed", "-1"], "seed"),
+        (["generate", "hi", "-b", "tgi", "-u", "http://127.0.0.1:1", "--target-device", "cuda"], "target_device"),
+        (["generate", "hi", "-b", "hf", "-m", "x", "--target-dtype", "int8"], "bfloat16"),
         (["inspect"], "nothing to inspect"),
         (["emulate", "--model", "x", "--dialect", "tgl"], "did you mean 'tgi'"),
         (["emulate"], "--model"),
         (["train", "--forget", "f.jsonl"], "--base"),
         (["train", "--steps", "-1"], "steps"),
         (["train", "--recipe", "missing.yaml"], "missing.yaml"),
+        (["train", "--seed", str(2**32)], "seed"),
         (["demo", "--preset", "gatde"], "did you mean 'gated'"),
     ],
 )
@@ -178,6 +185,26 @@ def test_a_forget_set_that_overlaps_the_retain_set(tiny_target: Path, tiny_data:
     forget = write_rows(tmp_path / "forget.jsonl", RETAIN[:1])
     told = refused("train", "--base", tiny_target, "--forget", forget, "--retain", tiny_data[1], "-o", tmp_path / "out", code=1)
     assert RETAIN[0]["question"] in told
+
+
+def test_a_device_that_is_not_there(tiny_target: Path, tiny_artifact: Path) -> None:
+    local = ["generate", QUESTION, "-b", "hf", "-m", tiny_target, "-a", tiny_artifact]
+    for flag in ("--device", "--target-device"):
+        assert "abacus" in refused(*local, flag, "abacus", code=2)
+
+
+@pytest.mark.parametrize("what", ["prompts", "forget", "recipe"])
+def test_a_file_that_is_not_utf_8(what: str, tiny_target: Path, tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
+    file = tmp_path / f"{what}.{'yaml' if what == 'recipe' else 'jsonl'}"
+    file.write_bytes(b'{"question": "Who?", "answer": "He."}\n{"question": "caf\xe9"}\n')
+    if what == "prompts":
+        told = refused("generate", "--input", file, "-b", "hf", "-m", tiny_target, code=1)
+    elif what == "forget":
+        told = refused("train", "--base", tiny_target, "--forget", file, "--retain", tiny_data[1], "-o", tmp_path / "out", code=1)
+    else:
+        told = refused("train", "--recipe", file, code=2)
+    assert "not UTF-8" in told
+    assert (f"{file.name}:2" in told) or what == "recipe"
 
 
 def test_a_recipe_with_an_unknown_setting(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:

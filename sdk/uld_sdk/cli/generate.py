@@ -62,8 +62,10 @@ def generate(
 
 def read_prompts(path: Path) -> list[Any]:
     """Prompts of a JSONL file: a string, or an object with `prompt` or `question` (text) or `messages` (a conversation) a line."""
+    from uld_offset_models.sources import read_text
+
     prompts: list[Any] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):  # not splitlines: JSON strings may hold other separators
         if not line.strip():
             continue
         where = f"{path}, line {number}"

@@ -38,7 +38,7 @@ class ClientOptions:
     ] = None
     tokenizer: Annotated[
         str | None,
-        typer.Option("--tokenizer", help="Folder or hub name, if not the assistant's tokenizer.", rich_help_panel=SERVER),
+        typer.Option("--tokenizer", help="The large model's, if not the assistant's: folder, GGUF file, hub name.", rich_help_panel=SERVER),
     ] = None
     api_key: Annotated[
         str | None, typer.Option("--api-key", envvar="ULD_API_KEY", show_envvar=True, help="Key of the server.", rich_help_panel=SERVER)
@@ -48,7 +48,14 @@ class ClientOptions:
         int | None, typer.Option("--max-retries", min=0, help="Tries after the first one that failed.", rich_help_panel=SERVER)
     ] = None
     top_logprobs: Annotated[
-        int | None, typer.Option("--top-logprobs", min=1, help="Log-probabilities to ask for at each token.", rich_help_panel=SERVER)
+        int | None,
+        typer.Option("--top-logprobs", min=1, help="Log-probabilities a token; else 20, or the server's cap.", rich_help_panel=SERVER),
+    ] = None
+    target_device: Annotated[
+        str | None, typer.Option("--target-device", help="With hf: where the large model runs: cpu, cuda, auto.", rich_help_panel=SERVER)
+    ] = None
+    target_dtype: Annotated[
+        str | None, typer.Option("--target-dtype", help="With hf: float32, bfloat16 or float16.", rich_help_panel=SERVER)
     ] = None
     assistant: Annotated[
         str | None,
@@ -72,7 +79,9 @@ class ClientOptions:
     draft: Annotated[
         str | None, typer.Option("--draft", help="stream, auto, or a number of tokens a request.", rich_help_panel=UNLEARNING)
     ] = None
-    device: Annotated[str | None, typer.Option("--device", help="Where the assistant runs: cpu, cuda.", rich_help_panel=UNLEARNING)] = None
+    device: Annotated[
+        str | None, typer.Option("--device", help="Where the assistant runs: cpu, cuda, auto.", rich_help_panel=UNLEARNING)
+    ] = None
 
     @property
     def live(self) -> bool:
@@ -110,7 +119,9 @@ class SamplingOptions:
     min_p: Annotated[
         float | None, typer.Option("--min-p", min=0.0, max=1.0, help="Least share of the top probability.", rich_help_panel=SAMPLING)
     ] = None
-    seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same text.", rich_help_panel=SAMPLING)] = None
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="From 0 to 2**63 - 1; the same seed, the same text.", rich_help_panel=SAMPLING)
+    ] = None
     stop: Annotated[list[str] | None, typer.Option("--stop", help="End before this text; repeatable.", rich_help_panel=SAMPLING)] = None
 
     def chosen(self) -> dict[str, Any]:

@@ -108,6 +108,7 @@ def report_facts(result: "Result") -> dict[str, object]:
         "changed by the assistant": report.changed,
         "exact positions": f"{report.exact} of {report.positions}",
         "largest bound": report.largest_bound,
+        "log-probabilities a token": "all" if report.top_logprobs is None else report.top_logprobs,
         "seconds (server, small model, total)": f"{report.seconds_server:.2f}, {report.seconds_small:.2f}, {report.seconds_total:.2f}",
         "mode": report.mode,
         "the answer is the model's own": result.untouched,

@@ -23,7 +23,11 @@ class TrainingOptions:
     ] = None
     forget: Annotated[
         str | None,
-        typer.Option("--forget", help="What to forget: JSONL, CSV, Parquet, a datasets folder or hub name.", rich_help_panel=DATA),
+        typer.Option(
+            "--forget",
+            help="What to forget: JSONL, CSV, Parquet, a datasets folder, or owner/name:config:split on the hub.",
+            rich_help_panel=DATA,
+        ),
     ] = None
     retain: Annotated[str | None, typer.Option("--retain", help="What to keep, in the same forms.", rich_help_panel=DATA)] = None
     output: Annotated[str | None, typer.Option("--output", "-o", help="Folder to make.", rich_help_panel=RUN)] = None
