@@ -5,7 +5,7 @@ dataclass behind it, which holds defaults and refuses what cannot be. A test hol
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -153,7 +153,7 @@ class Connection:
     model: Any = None
     tokenizer: Any = None
     assistant_base: str | Path | None = None
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     timeout: float = 60.0
     max_retries: int = 4
     http_client: Any = None

@@ -128,6 +128,7 @@ def test_the_key_is_not_told() -> None:
     with pytest.raises(UsageError) as caught:
         UnlearnedClient(**NOWHERE, api_key="schlüssel")
     assert "schl" not in str(caught.value)
+    assert "secret" not in repr(Connection(api_key="secret"))
 
 
 def test_the_largest_seed_draws(tiny_target: Path) -> None:
