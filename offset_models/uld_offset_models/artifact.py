@@ -1,18 +1,15 @@
 """A trained assistant as a folder: peft adapter, gate, tokenizer, card, and a manifest that pins every file by its SHA-256."""
 
-import errno
 import hashlib
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from uld_adapters.errors import ArtifactCorrupt, ArtifactMismatch, SaveFailed, UsageError
+from uld_adapters.errors import ArtifactCorrupt, ArtifactMismatch, UsageError
 from uld_offset_models.card import model_card
-from uld_offset_models.manifest import MANIFEST, RETRAIN, Manifest, read_manifest
+from uld_offset_models.manifest import MANIFEST, RETRAIN, Manifest, read_manifest, write_manifest
+from uld_offset_models.saving import saving
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +17,7 @@ if TYPE_CHECKING:
     from uld_offset_models.assistant import Gate, SmallModel
 
 GATE = "gate.safetensors"
+_HARMLESS = ("*.md", "LICENSE*", "Thumbs.db", "desktop.ini")  # no loader reads these, nor hidden files
 
 
 @dataclass(frozen=True)
@@ -32,18 +30,23 @@ class Artifact:
 
 
 def verify_files(path: Path, manifest: Manifest) -> None:
-    """Compare every file with its SHA-256 in the manifest; raises `ArtifactCorrupt` naming each that differs."""
+    """Compare every file with its SHA-256 in the manifest; raises `ArtifactCorrupt` naming each that differs or was added.
+
+    Added files count where a loader might read them: a chat template put there later would change every prompt.
+    """
     wrong = []
     for name, expected in manifest.files.items():
         file = path / name
-        if Path(name).name != name or not file.is_file():
+        if ".." in PurePosixPath(name).parts or not file.is_relative_to(path) or not file.is_file():
             wrong.append(f"{name} is missing")
         elif (found := _sha256(file)) != expected:
             wrong.append(f"{name} differs ({file.stat().st_size} bytes, SHA-256 {found[:12]}…, expected {expected[:12]}…)")
     required = {"adapter_config.json", "adapter_model.safetensors"} | ({GATE} if manifest.gate else set())
     wrong += [f"{name} is not listed in {MANIFEST}" for name in sorted(required - manifest.files.keys())]
+    hint = RETRAIN if wrong else "take out of the folder what does not belong there"
+    wrong += [f"{name} was added" for name in _members(path) if name not in manifest.files and not _harmless(name)]
     if wrong:
-        raise ArtifactCorrupt(f"{path} is not as it was saved: {'; '.join(wrong)}", hint=RETRAIN)
+        raise ArtifactCorrupt(f"{path} is not as it was saved: {'; '.join(wrong)}", hint=hint)
 
 
 def load_artifact(path: str | Path, *, base: str | None = None, device: str = "cpu", dtype: "torch.dtype | None" = None) -> Artifact:
@@ -99,8 +102,7 @@ def save_artifact(
 ) -> Manifest:
     """Write the folder beside its final name and rename it at the end; returns the manifest with the files' hashes.
 
-    `adapter` is a peft model. Folder mode 0700, files 0600. Raises `SaveFailed` (and leaves nothing under `output`) when the
-    disk is full or not writable.
+    `adapter` is a peft model. Raises `SaveFailed` (and leaves nothing under `output`) when the disk is full or not writable.
     """
     output = Path(output)
     check_output(output, overwrite=overwrite)
@@ -112,10 +114,13 @@ def save_artifact(
         if gate is not None:
             save_file({name: value.detach().float().cpu().contiguous() for name, value in gate.state_dict().items()}, str(folder / GATE))
         tokenizer.save_pretrained(str(folder))
-        (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
-        manifest = manifest.model_copy(update={"files": {file.name: _sha256(file) for file in sorted(folder.iterdir()) if file.is_file()}})
-        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    return manifest
+        return seal(folder, manifest)
+
+
+def seal(folder: Path, manifest: Manifest) -> Manifest:
+    """Write card and manifest for the files that lie in the folder; whatever changes an artifact ends with this."""
+    (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
+    return write_manifest(folder, manifest.model_copy(update={"files": {name: _sha256(folder / name) for name in _members(folder)}}))
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:
@@ -128,40 +133,14 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         raise UsageError(f"{output} exists and is no assistant folder", hint="choose another -o/--output")
 
 
-@contextmanager
-def saving(output: Path) -> Iterator[Path]:
-    """A private folder that takes the name `output` when the block ends well, and vanishes when it does not."""
-    folder = output.with_name(f".{output.name}.{os.getpid()}.part")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(mode=0o700)
-        yield folder
-        for file in folder.iterdir():
-            file.chmod(0o600)
-        if output.exists():
-            old = output.with_name(f".{output.name}.{os.getpid()}.old")
-            output.rename(old)
-            folder.rename(output)
-            shutil.rmtree(old)
-        else:
-            folder.rename(output)
-    except OSError as error:
-        raise _save_failed(output, error) from error
-    except Exception as error:
-        if "No space left" in str(error):  # safetensors wraps the system's error in its own class
-            raise _save_failed(output, error) from error
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _members(folder: Path) -> list[str]:
+    """Every file of the folder but the manifest and hidden ones (.git, .DS_Store); links to folders count, being read through."""
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file() or path.is_symlink()]
+    return [name for name in names if name != MANIFEST and not any(part.startswith(".") for part in PurePosixPath(name).parts)]
 
 
-def _save_failed(output: Path, error: Exception) -> SaveFailed:
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-    what = "the disk is full" if full else str(error)
-    return SaveFailed(
-        f"{output} could not be written: {what}", hint="free some space or choose another -o/--output; nothing half-written was left"
-    )
+def _harmless(name: str) -> bool:
+    return any(fnmatch(PurePosixPath(name).name, pattern) for pattern in _HARMLESS)
 
 
 def _sha256(path: Path) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from uld_adapters.errors import UsageError
-from uld_offset_models.artifact import saving
+from uld_offset_models.saving import saving
 
 _TENSORS, _STATE = "state.safetensors", "state.json"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")

@@ -1,6 +1,8 @@
-"""`uld.json`: what an assistant is, how it was trained, and the SHA-256 of every file beside it."""
+"""`uld.json`: what an assistant is, how it was trained, the SHA-256 of every file beside it, and its own."""
 
+import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +28,10 @@ class BaseReference(_Frozen):
 
 
 class Manifest(_Frozen):
-    """`uld.json`. `margin` is in nats (0 = off), `data` maps a name to a hash of the rows, `files` a file to its SHA-256."""
+    """`uld.json`. `margin` is in nats (0 = off), `data` maps a name to a hash of the rows, `files` a file to its SHA-256.
+
+    `sha256` is that of all the rest in canonical JSON. It finds damage and edits by mistake; whoever edits on purpose can renew it.
+    """
 
     format: Literal[1] = 1
     method: Literal["uld"] = "uld"
@@ -49,6 +54,7 @@ class Manifest(_Frozen):
     trainable_parameters: int
     files: dict[str, str] = Field(default_factory=dict)
     created: str
+    sha256: str = ""
 
 
 def read_manifest(path: str | Path) -> Manifest:
@@ -66,10 +72,34 @@ def read_manifest(path: str | Path) -> Manifest:
             raise ArtifactCorrupt(
                 f"{file} has format {value['format']!r}; this version reads format 1", hint="pip install --upgrade uld-sdk"
             )
-        return Manifest.model_validate(value)
+        manifest = Manifest.model_validate(value)
     except json.JSONDecodeError as error:
         raise ArtifactCorrupt(f"{file} is not whole JSON (line {error.lineno}: {error.msg})", hint=RETRAIN) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ArtifactCorrupt(f"{file} is not a valid manifest: {where}: {first['msg']}", hint=RETRAIN) from error
+    if (found := _digest(value)) != manifest.sha256:
+        stated = f"{manifest.sha256[:12]}…" if manifest.sha256 else "none"
+        raise ArtifactCorrupt(
+            f"{file} is not as it was saved: its content has SHA-256 {found[:12]}…, it states {stated} (a setting was edited by hand?)",
+            hint=RETRAIN,
+        )
+    return manifest
+
+
+def write_manifest(path: str | Path, manifest: Manifest) -> Manifest:
+    """Write `uld.json` into the folder, whole or not at all, with its own SHA-256 anew; returns what was written."""
+    value = manifest.model_dump(mode="json")
+    value["sha256"] = _digest(value)
+    file = Path(path) / MANIFEST
+    part = file.with_name(f".{MANIFEST}.part")
+    part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.chmod(0o600)
+    os.replace(part, file)
+    return Manifest.model_validate(value)
+
+
+def _digest(value: dict[str, Any]) -> str:
+    rest = {name: item for name, item in value.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
