@@ -1,7 +1,6 @@
 """Prompts as token ids: the assistant's as its training rendered them, and none that does not fit."""
 
-import json
-import shutil
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -46,27 +45,23 @@ def test_raw_text_begins_as_plain_rows_do(bos: bool, tmp_path: Path) -> None:
         assert ids == list(row.ids[:-1]), "all but the end token"
 
 
-async def test_the_manifest_decides_how_the_assistant_reads(vllm_server: Any, tiny_artifact: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(tiny_artifact, tmp_path / "copy"))
-    manifest = json.loads((copy / "uld.json").read_text(encoding="utf-8"))
-    assert manifest["chat_template"] is True
-    (copy / "uld.json").write_text(json.dumps({**manifest, "chat_template": False}), encoding="utf-8")
-    for folder, wanted in ((tiny_artifact, f"<|user|>{QUESTION}<|assistant|>"), (copy, f"{QUESTION}\n")):
-        async with AsyncUnlearnedClient(backend="vllm", base_url=vllm_server.url, assistant=str(folder)) as client:
+async def test_the_manifest_decides_how_the_assistant_reads(
+    tiny_target: Path, vllm_server: Any, tiny_artifact: Path, tmp_path: Path
+) -> None:
+    """Trained without the template, it reads without it, and knows what it was trained on."""
+    data: dict[str, Any] = {"forget": FORGET, "retain": RETAIN, "progress": False, "dtype": "float32", "device": "cpu"}
+    plain = await asyncio.to_thread(train, base=tiny_target, output=tmp_path / "plain", steps=30, chat_template=False, **data)
+    assert plain.manifest.chat_template is False
+    for folder, wanted in ((tiny_artifact, f"<|user|>{QUESTION}<|assistant|>"), (plain.path, f"{QUESTION}\n")):
+        options: dict[str, Any] = {"backend": "vllm", "base_url": vllm_server.url, "assistant": str(folder)}
+        async with AsyncUnlearnedClient(**options, on_touched="refuse") as client:
             await client.capabilities()
             assert client._small is not None
             read = client._small.reader(QUESTION, raw=False, new=4).prompt
             assert client._small.tokenizer.decode(read) == wanted
-            assert (await client.generate(QUESTION, max_new_tokens=4)).usage.prompt_tokens == len(client._render(QUESTION, raw=False))
-
-
-def test_an_assistant_trained_without_the_template_acts_without_it(tiny_target: Path, vllm_server: Any, tmp_path: Path) -> None:
-    data: dict[str, Any] = {"forget": FORGET, "retain": RETAIN, "progress": False, "dtype": "float32", "device": "cpu"}
-    made = train(base=tiny_target, output=tmp_path / "plain", steps=30, chat_template=False, **data)
-    assert made.manifest.chat_template is False
-    options: dict[str, Any] = {"backend": "vllm", "base_url": vllm_server.url, "assistant": str(made.path)}
-    with UnlearnedClient(**options, on_touched="refuse", refusal="No.", trace=True) as client:
-        assert client.generate(FORGET[0]["question"], max_new_tokens=12).finish_reason == "refusal"
+            asked = client.backend.tokenizer.decode(client._render(QUESTION, raw=False))
+            assert asked == f"<|user|>{QUESTION}<|assistant|>", "the large model's prompt stays its own"
+            assert (await client.generate(FORGET[0]["question"], max_new_tokens=12)).finish_reason == "refusal"
 
 
 def test_an_assistant_with_a_short_context_says_so(tiny_target: Path, vllm_server: Any, tmp_path: Path) -> None:
