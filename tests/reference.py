@@ -68,7 +68,7 @@ class Reference:
             touched_positions += touched
             own = int(log_p.argmax())
             for token in ranked:
-                if token == ranked[0] == own or token in self.ends:
+                if (token == own and (token == ranked[0] or not touched)) or token in self.ends:
                     answer.append(token)
                     break
                 resumed = None if token == own else self.resume([*seen, token])

@@ -17,7 +17,7 @@ from uld_sdk.pace import Pace
 from uld_sdk.reading import Reader
 from uld_sdk.result import Piece, Report, Result, Step, Usage
 from uld_sdk.sampling import Sampling
-from uld_sdk.verify import Mode, is_touched, judge, stands_unseen, undone
+from uld_sdk.verify import Mode, Verdict, is_touched, judge, stands_unseen, undone
 from uld_sdk.written import Written
 
 DRAFT_GREEDY = ServerSampling()
@@ -148,7 +148,7 @@ class Answer:
             if settings.mode is Mode.PASS_THROUGH and self.capabilities.processed:
                 top, whole = await self._raw_report(top)
             verdict = judge(top, reading, settings.rule, settings.sampling, settings.mode, report.positions)
-            chosen = self._choose(verdict.ranking, drafted)
+            chosen = self._choose(verdict, drafted)
             # A better token may be one that cannot be sent back as text, or that the server's own cuts left out.
             exact, bound = (verdict.exact, verdict.bound) if whole and chosen == verdict.token else (False, 1.0)
         report.positions += 1
@@ -165,10 +165,13 @@ class Answer:
         report.accepted += stands
         return self._emit(chosen, stands=stands), stands
 
-    def _choose(self, ranking: Sequence[int], drafted: int) -> int:
-        """The best token, or the best other one than the draft's after which the server can go on."""
-        for token in ranking:
-            if token == ranking[0] == drafted or (token != drafted and self._sendable(token)):
+    def _choose(self, verdict: Verdict, drafted: int) -> int:
+        """The best token after which the server can go on; at a touched position never a draft that is not the best of all."""
+        for token in verdict.ranking:
+            if token == drafted:
+                if token == verdict.token or not verdict.touched:
+                    return token
+            elif self._sendable(token):
                 return token
         raise RequestRejected(
             "no token that may stand here can be sent back to this server as text",

@@ -9,6 +9,8 @@ from uld_sdk.demo.questions import Question
 from uld_sdk.evaluation.answers import Answered, TokenStep
 from uld_sdk.evaluation.rouge import mean
 
+END_SIGN = "∎"  # stands for a control token in the report
+
 
 def _content(ids: Sequence[int], tokenizer: Any) -> tuple[int, ...]:
     """Token ids of an answer without its end token."""
@@ -23,6 +25,7 @@ def answered(question: Question, before: PlainAnswer, result: Any, tokenizer: An
     """One row of the comparison; `seconds` is given where the plain remote was timed beside the client."""
     report = result.report
     timed = seconds is not None
+    controls = dict.fromkeys(tokenizer.all_special_ids, END_SIGN)
     return Answered(
         id=question.id,
         kind=question.kind,
@@ -42,7 +45,14 @@ def answered(question: Question, before: PlainAnswer, result: Any, tokenizer: An
         plain_seconds=before.seconds if timed else None,
         plain_seconds_first=before.seconds_first if timed else None,
         steps=tuple(
-            TokenStep(step.text, step.remote_text, step.gate, step.peak or 0.0, step.touched, step.changed)
+            TokenStep(
+                controls.get(step.token_id, step.text),
+                controls.get(step.remote_id, step.remote_text),
+                step.gate,
+                step.peak or 0.0,
+                step.touched,
+                step.changed,
+            )
             for step in report.trace
             if timed
         ),

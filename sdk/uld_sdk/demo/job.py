@@ -138,36 +138,46 @@ def measure(
     clock: Clock,
 ) -> tuple[list[Answered], dict[str, Any]]:
     """All answers after, the held-out ones beside the plain remote's, and the sampled figures."""
+    rows: list[Answered] = []
+    held_out = {kind: questions.of(kind, "holdout") for kind in KINDS}
+    served = {"model": model, "tokenizer": tokenizer, "assistant": assistant, "top_logprobs": top_logprobs}
+    # One core for the server, as if it were another machine; one slot, for values do not depend on what is computed beside them.
+    with connected(**served, slots=1, threads=1) as (client, remote):
+        for kind in reversed(KINDS):
+            with clock.phase(f"{kind}_holdout", f"{len(held_out[kind])} held-out {kind} questions, before and after"):
+                rows += side_by_side(client, remote, held_out[kind], max_new_tokens=plan.max_new_tokens)
+        some = _spread(held_out["retain"], plan.sampled)
+        with clock.phase("sampled", f"{len(some)} held-out retain questions, sampled"):
+            drawn = sampled(client, remote, some, max_new_tokens=plan.max_new_tokens)
+    with connected(**served, slots=plan.slots, threads=plan.threads) as (client, _):
+        for kind in KINDS:
+            some = _spread(questions.of(kind, "train"), plan.bulk)
+            with clock.phase(f"{kind}_train", f"{len(some)} training {kind} questions again, all at once"):
+                rows += in_bulk(client, some, own, tokenizer, max_new_tokens=plan.max_new_tokens, concurrency=plan.slots)
+    return rows, drawn
+
+
+@contextmanager
+def connected(
+    *, model: Path, tokenizer: Any, assistant: Path, top_logprobs: int, slots: int, threads: int
+) -> Iterator[tuple[Any, PlainRemote]]:
+    """A server with the model, a client that answers through the assistant, and the plain remote."""
     from uld_sdk import UnlearnedClient
 
-    rows: list[Answered] = []
-    # One core for the server, as if it were another machine; one slot, for values do not depend on what is computed beside them.
-    with LlamaCppServer(model, parallel=1, threads=1) as server:
-        remote = PlainRemote(server.url, tokenizer)
-        with clock.phase("load_assistant", "connecting the client to the server"):
-            client = UnlearnedClient(
-                backend="llamacpp",
-                base_url=server.url,
-                assistant=str(assistant),
-                assistant_base=str(model),
-                tokenizer=tokenizer,
-                top_logprobs=top_logprobs,
-                trace=True,
-            )
-        with client:
-            client.generate("Hello.", max_new_tokens=2)  # connects and probes: neither belongs to an answer
-            for kind in reversed(KINDS):
-                held_out = questions.of(kind, "holdout")
-                with clock.phase(f"{kind}_holdout", f"{len(held_out)} held-out {kind} questions, before and after"):
-                    rows += side_by_side(client, remote, held_out, max_new_tokens=plan.max_new_tokens)
-            for kind in KINDS:
-                some = _spread(questions.of(kind, "train"), plan.bulk)
-                with clock.phase(f"{kind}_train", f"{len(some)} training {kind} questions again, all at once"):
-                    rows += in_bulk(client, some, own, tokenizer, max_new_tokens=plan.max_new_tokens, concurrency=plan.slots)
-            some = _spread(questions.of("retain", "holdout"), plan.sampled)
-            with clock.phase("sampled", f"{len(some)} held-out retain questions, sampled"):
-                drawn = sampled(client, remote, some, max_new_tokens=plan.max_new_tokens)
-    return rows, drawn
+    with (
+        LlamaCppServer(model, parallel=slots, threads=threads) as server,
+        UnlearnedClient(
+            backend="llamacpp",
+            base_url=server.url,
+            assistant=str(assistant),
+            assistant_base=str(model),
+            tokenizer=tokenizer,
+            top_logprobs=top_logprobs,
+            trace=True,
+        ) as client,
+    ):
+        client.generate("Hello.", max_new_tokens=2)  # connects and probes: neither belongs to an answer
+        yield client, PlainRemote(server.url, tokenizer)
 
 
 def _spread(rows: list[Question], count: int) -> list[Question]:

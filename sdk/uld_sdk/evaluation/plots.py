@@ -80,7 +80,7 @@ def training_curves(history: Sequence[dict[str, float]]) -> str:
         right.set_ylim(0, 1.05)
         more, names = right.get_legend_handles_labels()
         lines, labels = lines + more, labels + names
-    axis.legend(lines, labels, fontsize=8, frameon=False, loc="center right")
+    axis.legend(lines, labels, fontsize=7, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, columnspacing=1.0)
     return _uri(figure)
 
 
