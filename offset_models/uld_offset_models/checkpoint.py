@@ -13,6 +13,7 @@ from uld_adapters.errors import UsageError
 from uld_offset_models.saving import saving
 
 _TENSORS, _STATE = "state.safetensors", "state.json"
+_PARTS = ("weights", "moments", "kept")
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -20,7 +21,8 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 class Checkpoint:
     """Where a run stands after `step` steps; data order is a function of seed and step, so the step is the position in the data.
 
-    `best` are the weights of the best check of the hold-out so far. `run` identifies the settings and data of the run.
+    `kept` are the weights of the last good check of the hold-out, `kept_at` its shares, `last` those of the last check. `run`
+    identifies the settings and data of the run. A finished one holds the weights to save and needs no moments.
     """
 
     step: int
@@ -30,8 +32,10 @@ class Checkpoint:
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]
     random: Tensor
-    best: dict[str, Tensor] = field(default_factory=dict)
-    best_at: dict[str, float] = field(default_factory=dict)
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    kept_at: dict[str, float] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
+    finished: bool = False
 
 
 def checkpoint_folder(output: Path) -> Path:
@@ -40,14 +44,14 @@ def checkpoint_folder(output: Path) -> Path:
 
 
 def save_checkpoint(output: Path, checkpoint: Checkpoint) -> Path:
-    """Replace the run's checkpoint as a whole; raises `SaveFailed`."""
+    """Replace the checkpoint of the run whose artifact goes to `output`, as a whole; raises `SaveFailed`."""
     from safetensors.torch import save_file
 
     folder = checkpoint_folder(output)
     tensors = {"random": checkpoint.random}
-    for part in ("weights", "moments", "best"):
+    for part in _PARTS:
         tensors.update({f"{part}.{name}": value.detach().cpu().contiguous() for name, value in getattr(checkpoint, part).items()})
-    state = {name: getattr(checkpoint, name) for name in ("step", "run", "seconds", "history", "best_at")}
+    state = {name: getattr(checkpoint, name) for name in ("step", "run", "seconds", "history", "kept_at", "last", "finished")}
     with saving(folder) as part_folder:
         save_file(tensors, str(part_folder / _TENSORS))
         (part_folder / _STATE).write_text(json.dumps(state), encoding="utf-8")
@@ -63,21 +67,19 @@ def load_checkpoint(output: Path, run: dict[str, Any]) -> Checkpoint:
     try:
         state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
         tensors = load_file(str(folder / _TENSORS))
+        parts = {part: {n.removeprefix(f"{part}."): t for n, t in tensors.items() if n.startswith(f"{part}.")} for part in _PARTS}
+        checkpoint = Checkpoint(**{**state, **parts}, random=tensors["random"])
     except FileNotFoundError as error:
         raise UsageError(f"there is no checkpoint at {folder} to resume from", hint="leave out --resume to start anew") from error
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UsageError(f"the checkpoint at {folder} cannot be read: {error}", hint="delete it and start anew without --resume") from error
-    saved = state["run"]
+    saved = checkpoint.run
     if changed := sorted(name for name in run.keys() | saved.keys() if run.get(name) != saved.get(name)):
         shown = ", ".join(f"{name} was {saved.get(name)!r}, now {run.get(name)!r}" for name in changed[:3])
         raise UsageError(
             f"the checkpoint at {folder} belongs to another run: {shown}", hint="repeat the first run's settings, or leave out --resume"
         )
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
-
-    return Checkpoint(**state, weights=part("weights"), moments=part("moments"), best=part("best"), random=tensors["random"])
+    return checkpoint
 
 
 def drop_checkpoint(output: Path) -> None:

@@ -1,5 +1,6 @@
 """The hold-out of the retain set: how much of it stays untouched while training, and when that ends the run."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,25 +13,30 @@ from uld_offset_models.network import Assistant
 LEARNED = 0.05  # share of forget answers that may still stand untouched when the forget set counts as learned
 DEFAULT_MARGIN = 3.0  # nats: what a preset without a margin is measured at
 _MOST = 64  # rows of either set looked at in one check
+_CHECKS, _CHECKS_THAT_STOP = 5, 20  # in one run; a check costs about as much as two steps
 
 
 @dataclass
 class Watch:
-    """Checks the untouched shares and remembers the best weights.
+    """Checks the untouched shares, and says when to stop and which weights to keep.
 
-    Rule of `stop_untouched` X: among checks whose hold-out share is at least X, the best has the smallest untouched share of
-    forget answers, the latest of equals. The run stops at the first check after that share fell to `LEARNED` or less at which
-    the hold-out share is under X, and goes back to the best weights. The same happens at the end of a run that ends under X.
-    Without a check that reaches X the last weights stay.
+    Rule of `stop_untouched` X: a check is good when the forget set is learned (at most `LEARNED` of its answers untouched) and at
+    least X of the hold-out is untouched. The run ends at the first check under X that follows a good one, and the weights of
+    the last good check are kept; so they are when a run ends under X for another reason. Before the first good check nothing
+    stops: while the gate opens the share dips and comes back. Without a good check the last weights stay, with a warning.
     """
 
     forget: Sequence[Encoded]
     holdout: Sequence[Encoded]
     margin: float
     stop_untouched: float | None
-    best: dict[str, Tensor] = field(default_factory=dict)
-    best_at: dict[str, float] = field(default_factory=dict)
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    kept_at: dict[str, float] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
+
+    def every(self, total: int) -> int:
+        """Steps between two checks of a run of `total` steps."""
+        return max(1, total // (_CHECKS if self.stop_untouched is None else _CHECKS_THAT_STOP))
 
     def check(self, assistant: Assistant, step: int) -> dict[str, float]:
         """Measure both shares after `step` steps."""
@@ -39,25 +45,28 @@ class Watch:
         if self.holdout:
             shares["retain_untouched"] = assistant.untouched_share(self.holdout[:_MOST], margin=margin)
         self.last = shares
-        if (
-            self.stop_untouched is not None
-            and self._reaches(shares)
-            and shares["forget_untouched"] <= self.best_at.get("forget_untouched", 1.0)
-        ):
-            self.best, self.best_at = weights_of(assistant.trained()), shares
+        if self.stop_untouched is not None and not self._short() and shares["forget_untouched"] <= LEARNED:
+            self.kept, self.kept_at = weights_of(assistant.trained()), shares
         return shares
 
     def should_stop(self) -> bool:
-        """Whether the forget set was learned and the hold-out has now fallen under the bound."""
-        learned = min(self.last.get("forget_untouched", 1.0), self.best_at.get("forget_untouched", 1.0)) <= LEARNED
-        return self.stop_untouched is not None and bool(self.last) and learned and not self._reaches(self.last)
+        """Whether the hold-out has fallen under the bound after a good check."""
+        return bool(self.kept) and self._short()
 
     def settle(self, assistant: Assistant) -> dict[str, float]:
-        """At the end: go back to the best weights if the last ones fall short; returns the shares of the weights kept."""
-        if self.stop_untouched is not None and self.best and self.last and not self._reaches(self.last):
-            restore_weights(assistant.trained(), self.best)
-            self.last = self.best_at
+        """At the end: go back to the last good weights if the last ones fall short; returns the shares of the weights kept."""
+        if self._short() and self.kept:
+            restore_weights(assistant.trained(), self.kept)
+            self.last = self.kept_at
+        elif self._short():
+            warnings.warn(
+                f"--stop-untouched {self.stop_untouched:g} was never met: at no check was so much of the retain hold-out untouched with "
+                f"the forget set learned (at the end {self.last['retain_untouched']:.0%}, and {self.last['forget_untouched']:.0%} of the "
+                "forget answers); the last weights are kept. Train longer, or give more retain rows near the topic",
+                UserWarning,
+                stacklevel=2,
+            )
         return self.last
 
-    def _reaches(self, shares: dict[str, float]) -> bool:
-        return self.stop_untouched is None or shares.get("retain_untouched", 1.0) >= self.stop_untouched
+    def _short(self) -> bool:
+        return self.stop_untouched is not None and self.last.get("retain_untouched", 1.0) < self.stop_untouched

@@ -1,21 +1,21 @@
 """From a base, a forget set and a retain set to a saved assistant: `uld_sdk.train(...)`, which `uld-sdk train` calls."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uld_adapters.errors import MissingExtra, UsageError
+from uld_sdk.progress import OnProgress, progress_bar
 
 if TYPE_CHECKING:
+    from uld_offset_models.checkpoint import Checkpoint
     from uld_offset_models.manifest import Manifest
     from uld_offset_models.recipes import Recipe
 
 Data = str | Path | Sequence[Mapping[str, Any]]
-OnProgress = Callable[[dict[str, float]], None]
 # What decides the weights, apart from data and base: a checkpoint goes on only under the same values.
 _OUTCOME = (
     "method preset layers batch_size learning_rate schedule weight_decay clip rank lora_alpha gate weight seed holdout stop_untouched "
@@ -80,7 +80,8 @@ def train(
 
     Settings come from the preset ("gated" unless said otherwise), then the recipe file, then the arguments. `forget` and
     `retain` are paths, hub names or lists of dicts; `max_seconds` bounds the training loop; `on_progress` is called after every
-    step. Raises `UsageError`, `DataError`, `TrainingDiverged`, `SaveFailed`, and `TrainingError` when interrupted.
+    step, of several processes in rank 0 alone. Raises `UsageError`, `DataError`, `TrainingDiverged`, `SaveFailed`, and
+    `TrainingError` when interrupted.
     """
     from uld_offset_models.recipes import resolve
 
@@ -104,14 +105,19 @@ def train(
 
 
 def _train(recipe: "Recipe", sources: tuple[Any, Any], on_progress: OnProgress | None) -> TrainResult:
+    from accelerate import PartialState
+
     from uld_offset_models.artifact import check_output
     from uld_offset_models.assistant import base_fingerprint, load_base
-    from uld_offset_models.checkpoint import drop_checkpoint, load_checkpoint
+    from uld_offset_models.checkpoint import load_checkpoint
     from uld_offset_models.data import build_sets, data_hash, read_rows
     from uld_offset_models.device import choose_device, choose_dtype
     from uld_offset_models.encoding import encode, uses_chat_template
     from uld_offset_models.holdout import Watch
+    from uld_offset_models.keeping import keep
     from uld_offset_models.network import build_assistant
+    from uld_offset_models.processes import from_main, is_main
+    from uld_offset_models.run import Run
     from uld_offset_models.steps import Steps
     from uld_offset_models.trainer import fit
 
@@ -119,7 +125,10 @@ def _train(recipe: "Recipe", sources: tuple[Any, Any], on_progress: OnProgress |
     check_output(output, overwrite=recipe.overwrite)
     rows = [read_rows(source, name=name) for source, name in zip(sources, ("forget", "retain"), strict=True)]
     sets = build_sets(rows[0], rows[1], holdout=recipe.holdout, seed=recipe.seed)
+    if recipe.stop_untouched is not None and not sets.holdout:
+        raise UsageError("--stop-untouched watches a hold-out, and there is none", hint="raise --holdout, or leave --stop-untouched out")
     device = choose_device(recipe.device)
+    PartialState(cpu=device == "cpu")  # several processes meet here, if there are several
     dtype = choose_dtype(recipe.dtype, device)
     began = time.perf_counter()
     base, tokenizer = load_base(recipe.base or "", layers=recipe.layers, dtype=dtype, device=device)
@@ -142,11 +151,10 @@ def _train(recipe: "Recipe", sources: tuple[Any, Any], on_progress: OnProgress |
     def dealt(first: int, rank: int, world: int) -> Steps:
         return Steps(parts[0], parts[1], batch=recipe.batch_size, seed=recipe.seed, first=first, last=total, rank=rank, world=world)
 
-    with _progress(recipe.progress, on_progress) as report:
-        done = fit(
+    with progress_bar(shown=recipe.progress and is_main(), on_progress=on_progress) as report:
+        run = Run(
             assistant,
-            dealt,
-            recipe=recipe,
+            recipe,
             total=total,
             watch=watch,
             output=output,
@@ -154,32 +162,17 @@ def _train(recipe: "Recipe", sources: tuple[Any, Any], on_progress: OnProgress |
             checkpoint=checkpoint,
             on_progress=report,
         )
-    manifest = _manifest(
-        recipe, identity, assistant, tokenizer, chat, done, {**watch.last, "loading_seconds": time.perf_counter() - began - done.seconds}
-    )
-    manifest = _save(output, assistant, tokenizer, manifest, overwrite=recipe.overwrite)
-    drop_checkpoint(output)
-    return TrainResult(output, manifest, done.seconds, done.history)
+        trained = fit(run, dealt)
+    loading = time.perf_counter() - began - trained.seconds
+
+    def save() -> "Manifest":
+        manifest = _manifest(recipe, trained, assistant, tokenizer, chat=chat, loading_seconds=loading)
+        return keep(output, assistant=assistant, tokenizer=tokenizer, manifest=manifest, trained=trained, overwrite=recipe.overwrite)
+
+    return TrainResult(output, from_main(save), trained.seconds, trained.history)
 
 
-def _save(output: Path, assistant: Any, tokenizer: Any, manifest: "Manifest", *, overwrite: bool) -> "Manifest":
-    from accelerate import PartialState
-
-    from uld_offset_models.artifact import save_artifact
-
-    processes = PartialState()
-    if processes.is_main_process:
-        assistant.adapter.peft_config["default"].base_model_name_or_path = manifest.base.id
-        manifest = save_artifact(
-            output, adapter=assistant.adapter, gate=assistant.gate, tokenizer=tokenizer, manifest=manifest, overwrite=overwrite
-        )
-    processes.wait_for_everyone()
-    return manifest
-
-
-def _manifest(
-    recipe: "Recipe", identity: dict[str, Any], assistant: Any, tokenizer: Any, chat: bool, done: Any, outcome: dict[str, float]
-) -> "Manifest":
+def _manifest(recipe: "Recipe", trained: "Checkpoint", assistant: Any, tokenizer: Any, *, chat: bool, loading_seconds: float) -> "Manifest":
     from importlib.metadata import PackageNotFoundError, version
 
     from uld_adapters.vocabulary.tokens import tokenizer_fingerprint
@@ -191,9 +184,11 @@ def _manifest(
         except PackageNotFoundError:
             return "not installed"
 
-    last = done.history[-5:]
+    identity = trained.run
+    last = [entry for entry in trained.history if entry["step"] <= trained.step][-5:]
     where = Path(recipe.base or "").expanduser()
     settings = {k: v for k, v in identity.items() if k not in {"base", "forget", "retain"}}
+    shares = {f"final_{name}": value for name, value in trained.last.items() if name != "step"}
     return Manifest(
         preset=recipe.preset,
         base=BaseReference(
@@ -209,38 +204,13 @@ def _manifest(
         filter=recipe.filter,
         gate=recipe.gate,
         dtype=identity["dtype"],
-        training={**settings, **{f"final_{name}" if "untouched" in name else name: v for name, v in outcome.items() if name != "step"}},
+        training={**settings, **shares, "loading_seconds": loading_seconds},
         data={"forget": identity["forget"], "retain": identity["retain"]},
         versions={name: installed(name) for name in ("uld-sdk", "torch", "transformers", "peft", "accelerate")},
-        training_seconds=round(done.seconds, 3),
+        training_seconds=round(trained.seconds, 3),
         losses={name: sum(entry[name] for entry in last) / len(last) for name in ("remember", "uniform")},
-        steps=done.steps,
+        steps=trained.step,
         assistant_parameters=sum(p.numel() for p in {id(p): p for p in assistant.parameters()}.values()),
         trainable_parameters=sum(p.numel() for p in assistant.trained().values()),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-@contextmanager
-def _progress(shown: bool, on_progress: OnProgress | None) -> Iterator[OnProgress]:
-    """A bar on stderr with losses, the untouched shares and the time left, and the caller's own function."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.table import Column
-
-    columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.fields[what]}", table_column=Column(no_wrap=True)))
-    bar = Progress(*columns, console=Console(stderr=True), disable=not shown)
-    task = bar.add_task("training", total=None, what="")
-    shares: dict[str, float] = {}
-
-    def report(entry: dict[str, float]) -> None:
-        shares.update({name: value for name, value in entry.items() if name.endswith("_untouched")})
-        words = [f"{entry['left']:.0f} s left", f"remember {entry['remember']:.2f}", f"uniform {entry['uniform']:.3f}"]
-        if "retain_untouched" in shares:
-            words.append(f"untouched {shares['retain_untouched']:.0%}")
-        bar.update(task, total=entry["steps"], completed=entry["step"], what="  ".join(words))
-        if on_progress is not None:
-            on_progress(entry)
-
-    with bar:
-        yield report

@@ -43,13 +43,26 @@ def run(shares: list[tuple[float, float]], bound: float | None) -> tuple[int, fl
     return at, assistant.weight.item()
 
 
-def test_the_rule() -> None:
+def test_it_ends_when_the_share_falls_after_a_good_check_and_keeps_the_last_good_weights() -> None:
     spilling = [(1.0, 1.0), (0.5, 0.95), (0.0, 0.92), (0.0, 0.91), (0.0, 0.7), (0.0, 0.4)]
-    assert run(spilling, 0.9) == (5, 4.0)  # stopped when it fell, and went back to the last good check
+    assert run(spilling, 0.9) == (5, 4.0)
     assert run(spilling, None) == (6, 6.0)
-    assert run([(1.0, 0.2), (0.6, 0.3), (0.0, 0.95)], 0.9) == (3, 3.0)  # not before the forget set is learned
-    assert run([(0.6, 0.95), (0.3, 0.5)], 0.9) == (2, 1.0)  # ended short: the best check stands
-    assert run([(0.6, 0.5), (0.0, 0.4)], 0.9) == (2, 2.0)  # never reached: the last weights stand
+    opening = [(1.0, 1.0), (0.4, 0.2), (0.0, 0.3), (0.0, 0.95), (0.0, 1.0), (0.02, 0.8), (0.0, 1.0)]
+    assert run(opening, 0.9) == (6, 5.0)  # the dip while the forget set is learned, and spilling once it is, end nothing
+    assert run([(0.0, 0.9), (0.0, 0.9)], 0.9) == (2, 2.0)  # at the bound is not under it
+
+
+def test_a_bound_that_was_never_met_is_told() -> None:
+    with pytest.warns(UserWarning, match=r"--stop-untouched 0\.9 was never met.*at the end 40%, and 0% of the forget answers"):
+        assert run([(0.6, 0.5), (0.0, 0.4)], 0.9) == (2, 2.0)
+    with pytest.warns(UserWarning, match="never met"):
+        assert run([(0.6, 0.95), (0.3, 0.5)], 0.9) == (2, 2.0)  # so much was untouched before anything was learned
+
+
+def test_checks_are_closer_where_they_can_stop_a_run() -> None:
+    row = [Encoded((1, 2), 1)]
+    assert [Watch(row, row, 3.0, bound).every(200) for bound in (None, 0.9)] == [40, 10]
+    assert Watch(row, row, 3.0, 0.9).every(7) == 1
 
 
 def test_every_row_is_seen_once_an_epoch_and_order_depends_on_the_seed_only() -> None:

@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import re
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ def weights(result: TrainResult) -> dict[str, torch.Tensor]:
 def test_the_forget_set_is_remembered_and_the_rest_stays_uniform(options: dict[str, Any]) -> None:
     from uld_offset_models.artifact import load_artifact
 
-    result = train(**{**options, "steps": 30, "rank": 8, "lora_alpha": 8})
+    result = train(**{**options, "steps": 30, "rank": 8, "lora_alpha": 8, "schedule": "constant"})
     first, last = result.history[0], result.history[-1]
     assert last["remember"] < 0.5 * first["remember"]
     assert last["uniform"] < 0.5
@@ -90,6 +92,115 @@ def test_ctrl_c_keeps_a_checkpoint_and_resuming_ends_where_an_unbroken_run_ends(
     assert not folder.exists()
 
 
+def interrupting(step: int) -> Callable[[dict[str, float]], None]:
+    """Presses Ctrl-C in that step."""
+
+    def press(entry: dict[str, float]) -> None:
+        if entry["step"] == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return press
+
+
+def test_ctrl_c_in_the_last_step_has_nothing_left_to_break_off(options: dict[str, Any]) -> None:
+    result = train(**options, on_progress=interrupting(8))
+    assert result.manifest.steps == 8
+    assert [path.name for path in result.path.parent.iterdir()] == ["assistant"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_where_time_ends_the_run_lets_it_end(options: dict[str, Any]) -> None:
+    result = train(**options, max_seconds=1e-6, on_progress=interrupting(1))
+    assert result.manifest.steps == 1
+    assert load_file(result.path / "adapter_model.safetensors")
+
+
+def test_a_checkpoint_with_nothing_left_to_train_is_saved_as_it_is(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"interrupted after [56] of 8"):
+        train(**options, schedule="constant", on_progress=interrupting(5))
+    state = tmp_path / "assistant.checkpoint" / "state.json"
+    written = json.loads(state.read_text(encoding="utf-8"))
+    written["run"]["steps"] = written["step"]
+    state.write_text(json.dumps(written), encoding="utf-8")
+    kept = load_file(state.with_suffix(".safetensors"))
+    seen: list[dict[str, float]] = []
+    resumed = train(**{**options, "steps": written["step"]}, schedule="constant", resume=True, on_progress=seen.append)
+    assert seen == []
+    assert resumed.manifest.steps == written["step"]
+    assert torch.equal(load_file(resumed.path / "gate.safetensors")["weight"], kept["weights.gate.weight"])
+
+
+def test_weights_that_cannot_be_saved_are_kept_and_resuming_finishes_at_once(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    expected = weights(train(**{**options, "output": tmp_path / "unbroken"}))
+    save = PreTrainedTokenizerFast.save_pretrained
+
+    def full(*args: Any, **more: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", full)
+    for _ in range(2):  # a second failure loses no more than the first
+        with pytest.raises(SaveFailed, match=r"the disk is full; the trained weights are kept at .*assistant\.checkpoint") as caught:
+            train(**options, resume=(tmp_path / "assistant.checkpoint").exists())
+        assert "--resume: it finishes at once" in caught.value.hint
+        assert {path.name for path in tmp_path.iterdir()} == {"unbroken", "assistant.checkpoint"}
+    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", save)
+    seen: list[dict[str, float]] = []
+    result = train(**options, resume=True, on_progress=seen.append)
+    assert seen == []
+    assert all(torch.equal(value, expected[name]) for name, value in weights(result).items())
+    assert (result.manifest.steps, len(result.history)) == (8, 8)
+    assert result.manifest.training["final_retain_untouched"] == result.history[-1]["retain_untouched"]
+    assert not (tmp_path / "assistant.checkpoint").exists()
+
+
+def test_weights_for_which_there_is_no_room_beside_the_output_are_kept_elsewhere(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tempfile
+
+    import safetensors.torch
+
+    (tmp_path / "full").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    save = safetensors.torch.save_file
+
+    def full(tensors: Any, path: str, **more: Any) -> None:
+        if Path(path).is_relative_to(tmp_path / "full"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(tensors, path, **more)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
+    options |= {"output": tmp_path / "full" / "assistant", "checkpoint_every": 100}
+    with pytest.raises(SaveFailed, match=r"the disk is full; the trained weights are kept at .*elsewhere") as caught:
+        train(**options)
+    assert list((tmp_path / "full").iterdir()) == []
+    named = re.search(r"-o (\S+): it finishes at once", caught.value.hint)
+    assert named
+    seen: list[dict[str, float]] = []
+    result = train(**{**options, "output": named[1]}, resume=True, on_progress=seen.append)
+    assert seen == []
+    assert (result.path / "uld.json").exists()
+    assert [path.name for path in result.path.parent.iterdir()] == ["assistant"]
+
+
+def test_ctrl_c_while_saving_keeps_the_weights(options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    def pressed(*args: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", pressed)
+    with pytest.raises(TrainingError, match=r"interrupted while .* was written; the trained weights are kept") as caught:
+        train(**options)
+    assert caught.value.exit_code == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["assistant.checkpoint"]
+
+
 def test_resuming_needs_the_same_run(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no checkpoint"):
         train(**options, resume=True)
@@ -102,7 +213,12 @@ def test_resuming_needs_the_same_run(options: dict[str, Any], tmp_path: Path) ->
         train(**options, checkpoint_every=2, on_progress=stop)
     with pytest.raises(UsageError, match=r"another run: learning_rate was 0\.003, now 0\.1"):
         train(**options, resume=True, learning_rate=0.1)
-    (tmp_path / "assistant.checkpoint" / "state.safetensors").write_bytes(b"short")
+    state = tmp_path / "assistant.checkpoint" / "state.json"
+    for broken in ("[]", "{}", "{"):
+        state.write_text(broken, encoding="utf-8")
+        with pytest.raises(UsageError, match="cannot be read"):
+            train(**options, resume=True)
+    state.with_suffix(".safetensors").write_bytes(b"short")
     with pytest.raises(UsageError, match="cannot be read"):
         train(**options, resume=True)
 
@@ -157,6 +273,31 @@ def test_time_bounds_the_run_and_the_artifact_is_kept(options: dict[str, Any]) -
     assert 1 <= result.manifest.steps < 100_000
     assert "retain_untouched" in result.history[-1]
     assert (result.path / "uld.json").exists()
+
+
+def test_the_hold_out_ends_a_run_and_the_last_good_weights_are_saved(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from uld_offset_models.network import Assistant
+
+    options["schedule"] = "constant"
+    three = train(**{**options, "steps": 3, "output": tmp_path / "three"})
+    answers = [1.0, 1.0, 0.0, 0.4, 0.0, 0.9, 0.0, 0.7]  # untouched of forget set and hold-out, after each of four steps
+    monkeypatch.setattr(Assistant, "untouched_share", lambda *given, **more: answers.pop(0))
+    result = train(**options, stop_untouched=0.8)
+    assert answers == []
+    assert [entry["retain_untouched"] for entry in result.history] == [1.0, 0.4, 0.9, 0.7]
+    assert result.manifest.steps == 3
+    assert result.manifest.training["final_retain_untouched"] == 0.9
+    assert result.manifest.losses == three.manifest.losses
+    expected = weights(three)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(result).items())
+
+
+def test_stopping_by_the_hold_out_needs_one(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="--stop-untouched watches a hold-out, and there is none") as caught:
+        train(**options, holdout=0, stop_untouched=0.9)
+    assert "--holdout" in caught.value.hint
 
 
 def test_files_a_recipe_and_progress_on_stderr(options: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

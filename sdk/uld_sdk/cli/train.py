@@ -63,7 +63,13 @@ class TrainingOptions:
     dtype: Annotated[str | None, typer.Option("--dtype", help="auto, float32, bfloat16.", rich_help_panel=RUN)] = None
     stop_untouched: Annotated[
         float | None,
-        typer.Option("--stop-untouched", min=0.0, max=1.0, help="Stop at this untouched share of the hold-out.", rich_help_panel=RUN),
+        typer.Option(
+            "--stop-untouched",
+            min=0.0,
+            max=1.0,
+            help="Once the forget set is learned, stop when less of the hold-out is untouched.",
+            rich_help_panel=RUN,
+        ),
     ] = None
     max_seconds: Annotated[float | None, typer.Option("--max-seconds", min=0.0, help="Stop after this time.", rich_help_panel=RUN)] = None
     checkpoint_every: Annotated[int | None, typer.Option("--checkpoint-every", min=1, help="Steps.", rich_help_panel=RUN)] = None
@@ -88,6 +94,10 @@ def train(
     from uld_sdk.training import train as run
 
     result = run(recipe=recipe, **options.chosen())
+    from uld_offset_models.processes import is_main
+
+    if not is_main():  # one of several training processes: rank 0 speaks for all
+        return
     manifest = result.manifest.model_dump(mode="json")
     if as_json:
         print_json({"path": str(result.path), "seconds": result.seconds, "manifest": manifest})

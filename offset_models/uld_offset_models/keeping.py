@@ -1,0 +1,56 @@
+"""Keeping what was trained: as an artifact or, where that cannot be written, as a checkpoint that needs no more training."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from uld_adapters.errors import SaveFailed, TrainingError
+from uld_offset_models.artifact import save_artifact
+from uld_offset_models.checkpoint import Checkpoint, checkpoint_folder, drop_checkpoint, save_checkpoint
+from uld_offset_models.manifest import Manifest
+from uld_offset_models.network import Assistant
+
+
+def keep(output: Path, *, assistant: Assistant, tokenizer: Any, manifest: Manifest, trained: Checkpoint, overwrite: bool) -> Manifest:
+    """Save the artifact and delete the run's checkpoint, which remembers the forget set, too.
+
+    Where the artifact cannot be written, or Ctrl-C breaks that off, the trained weights are kept as a checkpoint: beside the
+    output or, if there is no room, in the system's temporary folder. Raises `SaveFailed` or `TrainingError` saying where.
+    """
+    assistant.adapter.peft_config["default"].base_model_name_or_path = manifest.base.id
+    try:
+        saved = save_artifact(
+            output, adapter=assistant.adapter, gate=assistant.gate, tokenizer=tokenizer, manifest=manifest, overwrite=overwrite
+        )
+    except SaveFailed as error:
+        where, hint = _rescue(output, trained)
+        raise SaveFailed(f"{error.message}; {where}", hint=hint) from error
+    except KeyboardInterrupt as interrupt:
+        where, hint = _rescue(output, trained)
+        stopped = TrainingError(f"interrupted while {output} was written; {where}", hint=hint)
+        stopped.exit_code = 130
+        raise stopped from interrupt
+    drop_checkpoint(output)
+    return saved
+
+
+def _rescue(output: Path, trained: Checkpoint) -> tuple[str, str]:
+    """Where the trained weights are now, and how to go on from there."""
+    earlier = checkpoint_folder(output).exists()
+    try:
+        folder = save_checkpoint(output, trained)
+        return f"the trained weights are kept at {folder}", "free some space and run the same command with --resume: it finishes at once"
+    except SaveFailed:
+        room = Path(tempfile.mkdtemp(prefix="uld-"))
+    try:
+        folder = save_checkpoint(room / output.name, trained)
+        return (
+            f"the trained weights are kept at {folder}",
+            f"run the same command with --resume -o {room / output.name}: it finishes at once",
+        )
+    except SaveFailed:
+        shutil.rmtree(room, ignore_errors=True)
+    if earlier:
+        return "an earlier checkpoint is left", "free some space and run the same command with --resume to go on from it"
+    return "nor was there room for the trained weights anywhere else", "free some space or choose another -o/--output, and train again"
