@@ -4,7 +4,8 @@
         ...  # talk to server.url
     server.faults  # how often each kind struck
 
-A spoiled answer is first computed to its end and then changed; the others pass through as they are written.
+A spoiled answer is first computed to its end and then changed; the others pass through as they are written. `Forward(url)`
+as the app puts the faults in front of a server that runs elsewhere.
 """
 
 import asyncio
@@ -16,6 +17,8 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Self
+
+import httpx2 as httpx
 
 KINDS = (
     "drop_before",  # the connection is reset before the first byte
@@ -39,8 +42,31 @@ class Dropped(Exception):
     """The connection is to be reset."""
 
 
+class Forward:
+    """An app that hands every request on to the server at `url`, and its answer back as it comes."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        body = (await receive())["body"]
+        headers = {key.decode(): value.decode() for key, value in scope["headers"] if key in (b"authorization", b"content-type")}
+        async with (
+            httpx.AsyncClient(timeout=60.0) as client,
+            client.stream(scope["method"], self.url + scope["path"], content=body, headers=headers) as answer,
+        ):
+            kept = [(key, value) for key, value in answer.headers.raw if key.lower() in (b"content-type", b"retry-after")]
+            await send({"type": "http.response.start", "status": answer.status_code, "headers": kept})
+            async for piece in answer.aiter_bytes():
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
 class FaultServer:
-    """Serves `app` on a free port of 127.0.0.1; `probability` may be changed at any time, `only` limits the paths."""
+    """Serves `app` on a free port of 127.0.0.1; `probability` may be changed at any time, `only` limits the paths.
+
+    With `dies_after` set to n, the server resets the connection after n pieces of a streamed answer and is gone for good.
+    """
 
     def __init__(
         self, app: Any, *, probability: float = 0.3, seed: int = 0, kinds: Sequence[str] = FAST_KINDS, only: Sequence[str] | None = None
@@ -51,6 +77,7 @@ class FaultServer:
         self.only = None if only is None else frozenset(only)
         self.faults: Counter[str] = Counter()
         self.requests = 0
+        self.dies_after: int | None = None
         self.url = ""
         self._random = random.Random(seed)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -58,6 +85,7 @@ class FaultServer:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
+        self._server: asyncio.Server | None = None
 
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), name="fault-server", daemon=True)
@@ -75,7 +103,7 @@ class FaultServer:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.bind(("127.0.0.1", 0))
-        server = await asyncio.start_server(self._connection, sock=listener, backlog=512)
+        server = self._server = await asyncio.start_server(self._connection, sock=listener, backlog=512)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self._ready.set()
         await self._stop.wait()
@@ -141,10 +169,17 @@ class FaultServer:
                 await reader._wait_for_data("receive")  # type: ignore[attr-defined]
             return {"type": "http.disconnect"}
 
+        pieces = 0
+
         async def send(message: dict[str, Any]) -> None:
+            nonlocal pieces
             if message["type"] == "http.response.start":
                 writer.write(_head(message["status"], message["headers"]))
             else:
+                pieces += message.get("body", b"").startswith(b"data:")
+                if self.dies_after is not None and pieces > self.dies_after and self._server is not None:
+                    self._server.close()
+                    raise Dropped
                 writer.write(_chunk(message.get("body", b"")) + (b"" if message.get("more_body") else b"0\r\n\r\n"))
             await writer.drain()
 
@@ -237,7 +272,7 @@ def _spoil_logprobs(kind: str, data: Any, rng: random.Random) -> Any:
         return data
     result: dict[str, Any] = {}
     for key, value in data.items():
-        if key in ("logprobs", "top_tokens"):
+        if key in ("logprobs", "top_tokens", "completion_probabilities"):
             if kind == "missing_logprobs":
                 continue
             if isinstance(value, dict) and rng.random() < 0.5:
