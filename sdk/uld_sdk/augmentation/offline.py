@@ -101,7 +101,7 @@ class Rules:
             for word in dict.fromkeys(terms)
             for asked, told in wording("templates")["words"]
         ]
-        for number in sorted(number for number in numbers(text) if number.isdecimal()):
+        for number in sorted(number for number in numbers(text) if number.isdecimal() and len(number) < 19):
             value = {"number": number, "after": int(number) + 1, "before": int(number) - 1, "double": 2 * int(number)}
             pairs += [(asked.format(**value), told.format(**value)) for asked, told in wording("templates")["numbers"]]
         self._told.update(pairs)
