@@ -77,3 +77,5 @@ class ReplyCache:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._file)
+        if not self._replies:  # nothing to go on from
+            self.path.unlink(missing_ok=True)

@@ -106,7 +106,7 @@ def augment(
             else _finished(_by_server(plan, wanted, connection, replies, on_progress))
         )
     except (Exception, KeyboardInterrupt) as error:
-        if replies.is_file() and not offline:
+        if not offline and replies.is_file():
             error.add_note(f"replies so far are in {replies}: the same command goes on from there")
         raise
     files: dict[Path, Sequence[Mapping[str, Any]]] = {path: plan.forget_rows()}
