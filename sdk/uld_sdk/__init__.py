@@ -35,6 +35,8 @@ if TYPE_CHECKING:
         UsageError,
     )
     from uld_sdk.async_client import AsyncUnlearnedClient
+    from uld_sdk.augmentation.job import augment
+    from uld_sdk.augmentation.wanted import AugmentResult
     from uld_sdk.client import UnlearnedClient
     from uld_sdk.result import Piece, Report, Result, ScoreResult, Step
     from uld_sdk.training import TrainResult, train
@@ -47,6 +49,7 @@ __all__ = [
     "ArtifactMismatch",
     "AssistantFailed",
     "AsyncUnlearnedClient",
+    "AugmentResult",
     "AuthenticationFailed",
     "BackendError",
     "ContextExceeded",
@@ -74,11 +77,14 @@ __all__ = [
     "UnlearnedClient",
     "UsageError",
     "__version__",
+    "augment",
     "train",
 ]
 
 _HOMES = {
     "uld_sdk.async_client": ("AsyncUnlearnedClient",),
+    "uld_sdk.augmentation.job": ("augment",),
+    "uld_sdk.augmentation.wanted": ("AugmentResult",),
     "uld_sdk.client": ("UnlearnedClient",),
     "uld_sdk.result": ("Piece", "Report", "Result", "ScoreResult", "Step"),
     "uld_sdk.training": ("TrainResult", "train"),
