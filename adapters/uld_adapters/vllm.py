@@ -168,8 +168,7 @@ class VLLMBackend(ServedBackend):
             for temperature in (0.0, 2.0)
         ]
         try:
-            first = plain["choices"][0]["logprobs"]["top_logprobs"][0]
-            second = warm["choices"][0]["logprobs"]["top_logprobs"][0]
-        except (KeyError, TypeError, IndexError) as error:
+            first, second = (dict(answer["choices"][0]["logprobs"]["top_logprobs"][0]) for answer in (plain, warm))
+            return any(abs(first[token] - second[token]) > RAW_TOLERANCE for token in first.keys() & second.keys())
+        except (KeyError, TypeError, ValueError, IndexError) as error:
             raise LogprobsUnavailable("vLLM reports no log-probabilities", hint=self.logprobs_hint) from error
-        return any(abs(first[token] - second[token]) > RAW_TOLERANCE for token in first.keys() & second.keys())
