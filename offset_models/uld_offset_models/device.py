@@ -1,5 +1,7 @@
 """Where training runs and in which precision."""
 
+import os
+
 import torch
 
 from uld_adapters.errors import UsageError
@@ -13,10 +15,8 @@ def choose_device(wanted: str) -> str:
         raise UsageError(f"unknown device {wanted!r}", hint="use --device auto, cpu or cuda")
     if wanted.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError("no CUDA device was found", hint="use --device cpu, or install a CUDA build of torch")
-    if wanted == "cuda":
-        from accelerate import PartialState
-
-        return str(PartialState().device)
+    if wanted == "cuda":  # not accelerate's state: that keeps the device of an earlier training in this process, a CPU perhaps
+        return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % max(1, torch.cuda.device_count())}"
     return wanted
 
 
