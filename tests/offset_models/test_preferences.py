@@ -19,8 +19,8 @@ def inputs(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Logits that are trained, the reference's logits, and labels."""
     maker = torch.Generator().manual_seed(seed)
     shape = (sum(ROWS), VOCABULARY)
-    logits = (2 * torch.randn(shape, generator=maker)).requires_grad_()
-    return logits, 2 * torch.randn(shape, generator=maker), torch.randint(VOCABULARY, shape[:1], generator=maker)
+    logits = torch.randn(shape, generator=maker).requires_grad_()
+    return logits, torch.randn(shape, generator=maker), torch.randint(VOCABULARY, shape[:1], generator=maker)
 
 
 def probability(logits: Tensor, label: int) -> Tensor:

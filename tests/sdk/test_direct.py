@@ -73,15 +73,15 @@ def test_ga_forgets_and_gd_and_kl_keep_the_rest(options: dict[str, Any], tiny_ta
     before = {name: mean_nll(AutoModelForCausalLM.from_pretrained(tiny_target), tiny_target, rows) for name, rows in SETS.items()}
     change: dict[str, dict[str, float]] = {}
     for objective in ("ga", "ga+gd", "ga+kl"):
-        more = {"objective": objective, "output": tmp_path / objective, "steps": 12, "learning_rate": 0.003, "weight": 4, "holdout": 0}
-        result = train(**{**options, **more, "batch_size": 6})
+        more = {"objective": objective, "output": tmp_path / objective, "steps": 20, "learning_rate": 0.003, "weight": 4, "holdout": 0}
+        result = train(**{**options, **more, "batch_size": 6, "rank": 8, "lora_alpha": 8, "schedule": "constant"})
         model = loaded(result, tiny_target)
         change[objective] = {name: mean_nll(model, result.path, rows) - before[name] for name, rows in SETS.items()}
         assert change[objective]["forget"] > 0.5, "the forget log-probability falls"
         assert "retain_nll" not in result.history[-1], "there is no hold-out"
     assert change["ga"]["retain"] > 0.5, "nothing is kept by ga alone"
     assert change["ga+gd"]["retain"] < 0.1
-    assert abs(change["ga+kl"]["retain"]) < 0.25 * change["ga"]["retain"]
+    assert abs(change["ga+kl"]["retain"]) < 0.5 * change["ga"]["retain"]
 
 
 SETS: dict[str, Rows] = {"forget": FORGET, "retain": RETAIN}
@@ -123,7 +123,8 @@ def loaded_base(folder: Path) -> Any:
 def test_refusals_become_likelier_than_the_answers(objective: str, options: dict[str, Any], tiny_target: Path, tmp_path: Path) -> None:
     file = tmp_path / "refusals.txt"
     file.write_text("The farmer knows.\n", encoding="utf-8")
-    result = train(**{**options, "steps": 12}, objective=objective, refusals=file, learning_rate=0.003)
+    more = {"steps": 20, "rank": 8, "lora_alpha": 8, "schedule": "constant", "learning_rate": 0.003}
+    result = train(**{**options, **more}, objective=objective, refusals=file)
     refusals = [{**row, "answer": "The farmer knows."} for row in FORGET]
     model, base = loaded(result, tiny_target), loaded_base(tiny_target)
 
