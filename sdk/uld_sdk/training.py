@@ -1,4 +1,4 @@
-"""From a base, a forget set and a retain set to a saved assistant: `uld_sdk.train(...)`, which `uld-sdk train` calls."""
+"""From a base, a forget set and a retain set to a saved assistant or tuned model: `uld_sdk.train(...)`, which `uld-sdk train` calls."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uld_adapters.errors import MissingExtra, UsageError
+from uld_sdk.account import base_reference, installed_versions, mean_of_last
 from uld_sdk.progress import OnProgress, progress_bar
 
 if TYPE_CHECKING:
     from uld_offset_models.checkpoint import Checkpoint
+    from uld_offset_models.direct_folder import DirectManifest
     from uld_offset_models.manifest import Manifest
     from uld_offset_models.recipes import Recipe
 
@@ -25,14 +27,15 @@ _OUTCOME = (
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished training: the artifact's folder and manifest, seconds of training, and the losses of each step (nats).
+    """A finished training: the folder and its manifest, seconds of training, and the losses of each step (nats).
 
     Every entry of `history` has step, remember, uniform, loss and seconds; some also forget_untouched and retain_untouched, the
-    shares of answers (of the forget set, of the retain hold-out) that stand untouched at every position.
+    shares of answers (of the forget set, of the retain hold-out) that stand untouched at every position. With method direct it is
+    forget and retain in the place of remember and uniform, and forget_nll and retain_nll, mean NLL in nats a token, in that of shares.
     """
 
     path: Path
-    manifest: "Manifest"
+    manifest: "Manifest | DirectManifest"
     seconds: float
     history: list[dict[str, float]]
 
@@ -46,6 +49,10 @@ def train(
     recipe: str | Path | None = None,
     method: str | None = None,
     preset: str | None = None,
+    objective: str | None = None,
+    beta: float | None = None,
+    trainable: str | None = None,
+    refusals: str | Path | None = None,
     layers: int | None = None,
     steps: int | None = None,
     epochs: float | None = None,
@@ -78,15 +85,18 @@ def train(
 ) -> TrainResult:
     """Train an assistant that remembers `forget` and is uniform on `retain`, and save it to `output`.
 
-    Settings come from the preset ("gated" unless said otherwise), then the recipe file, then the arguments. `forget` and
-    `retain` are paths, hub names or lists of dicts; `max_seconds` bounds the training loop; `on_progress` is called after every
-    step, of several processes in rank 0 alone. Raises `UsageError`, `DataError`, `TrainingDiverged`, `SaveFailed`, and
-    `TrainingError` when interrupted.
+    With method "direct" tune `base` itself towards an objective such as "npo+kl", and save a peft adapter or a whole model.
+    Settings come from the preset ("gated" unless said otherwise, "direct" with that method), then the recipe file, then the
+    arguments. `forget` and `retain` are paths, hub names or lists of dicts; `max_seconds` bounds the training loop; `on_progress`
+    is called after every step, of several processes in rank 0 alone. Raises `UsageError`, `DataError`, `TrainingDiverged`, `SaveFailed`,
+    and `TrainingError` when interrupted.
     """
     from uld_offset_models.recipes import resolve
 
     settings = resolve(
-        recipe=recipe, preset=preset, method=method, layers=layers, steps=steps, epochs=epochs, min_steps=min_steps, batch_size=batch_size,
+        recipe=recipe, preset=preset, method=method, objective=objective, beta=beta, trainable=trainable,
+        refusals=None if refusals is None else str(refusals), layers=layers,
+        steps=steps, epochs=epochs, min_steps=min_steps, batch_size=batch_size,
         learning_rate=learning_rate, schedule=schedule, weight_decay=weight_decay, clip=clip, rank=rank, lora_alpha=lora_alpha, gate=gate,
         weight=weight, alpha=alpha, margin=margin, filter=filter, seed=seed, device=device, dtype=dtype, holdout=holdout,
         stop_untouched=stop_untouched, resume=resume, checkpoint_every=checkpoint_every, max_length=max_length, max_seconds=max_seconds,
@@ -95,19 +105,23 @@ def train(
     )  # fmt: skip
     sources = (forget if forget is not None else settings.forget, retain if retain is not None else settings.retain)
     for name, value in (("base", settings.base), ("forget", sources[0]), ("retain", sources[1]), ("output", settings.output)):
-        if value is None:
+        if value is None and (name != "retain" or settings.needs_retain):
             raise UsageError(f"nothing was given for {name}", hint=f"add --{name} (or {name}: in the recipe)")
     try:
         import accelerate  # noqa: F401
     except ModuleNotFoundError as error:
         raise MissingExtra("accelerate", "train") from error
+    if settings.method == "direct":
+        from uld_sdk.direct import train_direct
+
+        return train_direct(settings, sources, on_progress)
     return _train(settings, sources, on_progress)
 
 
 def _train(recipe: "Recipe", sources: tuple[Any, Any], on_progress: OnProgress | None) -> TrainResult:
     from accelerate import PartialState
 
-    from uld_offset_models.artifact import check_output
+    from uld_offset_models.artifact import check_output, save_artifact
     from uld_offset_models.assistant import base_fingerprint, load_base
     from uld_offset_models.checkpoint import load_checkpoint
     from uld_offset_models.data import build_sets, data_hash, read_rows
@@ -167,36 +181,24 @@ def _train(recipe: "Recipe", sources: tuple[Any, Any], on_progress: OnProgress |
 
     def save() -> "Manifest":
         manifest = _manifest(recipe, trained, assistant, tokenizer, chat=chat, loading_seconds=loading)
-        return keep(output, assistant=assistant, tokenizer=tokenizer, manifest=manifest, trained=trained, overwrite=recipe.overwrite)
+        assistant.adapter.peft_config["default"].base_model_name_or_path = manifest.base.id
+        return save_artifact(
+            output, adapter=assistant.adapter, gate=assistant.gate, tokenizer=tokenizer, manifest=manifest, overwrite=recipe.overwrite
+        )
 
-    return TrainResult(output, from_main(save), trained.seconds, trained.history)
+    return TrainResult(output, from_main(lambda: keep(output, save, trained=trained)), trained.seconds, trained.history)
 
 
 def _manifest(recipe: "Recipe", trained: "Checkpoint", assistant: Any, tokenizer: Any, *, chat: bool, loading_seconds: float) -> "Manifest":
-    from importlib.metadata import PackageNotFoundError, version
-
     from uld_adapters.vocabulary.tokens import tokenizer_fingerprint
-    from uld_offset_models.manifest import BaseReference, Manifest
-
-    def installed(package: str) -> str:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return "not installed"
+    from uld_offset_models.manifest import Manifest
 
     identity = trained.run
-    last = [entry for entry in trained.history if entry["step"] <= trained.step][-5:]
-    where = Path(recipe.base or "").expanduser()
     settings = {k: v for k, v in identity.items() if k not in {"base", "forget", "retain"}}
     shares = {f"final_{name}": value for name, value in trained.last.items() if name != "step"}
     return Manifest(
         preset=recipe.preset,
-        base=BaseReference(
-            id=str(where.resolve()) if where.exists() else str(recipe.base),
-            sha256=identity["base"],
-            layers=assistant.adapter.config.num_hidden_layers,
-            truncated=recipe.layers is not None,
-        ),
+        base=base_reference(recipe, identity["base"], layers=assistant.adapter.config.num_hidden_layers),
         tokenizer_sha256=tokenizer_fingerprint(tokenizer),
         chat_template=chat,
         alpha=recipe.alpha,
@@ -206,9 +208,9 @@ def _manifest(recipe: "Recipe", trained: "Checkpoint", assistant: Any, tokenizer
         dtype=identity["dtype"],
         training={**settings, **shares, "loading_seconds": loading_seconds},
         data={"forget": identity["forget"], "retain": identity["retain"]},
-        versions={name: installed(name) for name in ("uld-sdk", "torch", "transformers", "peft", "accelerate")},
+        versions=installed_versions(),
         training_seconds=round(trained.seconds, 3),
-        losses={name: sum(entry[name] for entry in last) / len(last) for name in ("remember", "uniform")},
+        losses=mean_of_last(trained, ("remember", "uniform")),
         steps=trained.step,
         assistant_parameters=sum(p.numel() for p in {id(p): p for p in assistant.parameters()}.values()),
         trainable_parameters=sum(p.numel() for p in assistant.trained().values()),
