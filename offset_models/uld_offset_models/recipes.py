@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from uld_adapters.errors import UnknownName, UsageError
 from uld_offset_models.goal import parse_goal
+from uld_offset_models.refusals import BUILT_IN
 
 PRESETS = ("gated", "paper", "release", "direct")
 METHODS = {"uld": "gated", "direct": "direct"}  # each with its own preset
@@ -145,6 +146,11 @@ def _check_method(values: dict[str, Any], own: dict[str, Any], preset: str) -> N
     goal = parse_goal(str(values.get("objective")))
     if values.get("refusals") is not None and not goal.refuses:
         raise UsageError(f"the objective {goal} uses no refusals", hint="leave --refusals out, or choose dpo or relabel")
+    if values.get("refusals") is None and goal.refuses:
+        raise UsageError(
+            f"the objective {goal} trains refusals, and none were given",
+            hint=f"add --refusals FILE, one a line, or --refusals {BUILT_IN} for a list of ours",
+        )
 
 
 def _mapping(text: str, label: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Refusals for `dpo` and `relabel`: a file of the user's, one a line, or a small list of our own."""
+"""Refusals for `dpo` and `relabel`: a file of the user's, one a line, or the list of our own that is called `built-in`."""
 
 from collections.abc import Sequence
 from importlib import resources
@@ -10,21 +10,24 @@ from uld_adapters.errors import DataError
 from uld_offset_models.data import Example
 from uld_offset_models.sources import read_text
 
+BUILT_IN = "built-in"
 _STREAM = 5  # of the seed, apart from those that deal the rows
 
 
-def read_refusals(path: str | Path | None = None) -> tuple[str, ...]:
-    """The distinct lines that are not blank, of the built-in list without a path; raises `DataError` for an unusable file."""
-    if path is None:
+def read_refusals(source: str) -> tuple[str, ...]:
+    """The distinct lines of a text file that are not blank, or our own list by the name `built-in`; raises `DataError`."""
+    if source == BUILT_IN:
         text = (resources.files("uld_offset_models") / "refusals.txt").read_text(encoding="utf-8")
     else:
         try:
-            text = read_text(Path(path).expanduser())
+            text = read_text(Path(source).expanduser())
         except OSError as error:
-            raise DataError(f"the refusals {path} cannot be read: {error.strerror}", hint="give a text file, one refusal a line") from error
+            raise DataError(
+                f"the refusals {source} cannot be read: {error.strerror}", hint="give a text file, one refusal a line"
+            ) from error
     found = tuple(dict.fromkeys(line.strip() for line in text.split("\n") if line.strip()))
     if not found:
-        raise DataError(f"the refusals {path} hold no line", hint="write one refusal a line, or leave out --refusals for the built-in list")
+        raise DataError(f"the refusals {source} hold no line", hint=f"write one refusal a line, or take ours with --refusals {BUILT_IN}")
     return found
 
 

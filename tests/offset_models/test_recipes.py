@@ -116,3 +116,9 @@ def test_the_method_chooses_its_preset_and_refuses_what_is_for_another(tmp_path:
     assert resolve(recipe=file).objective == "dpo+gd"
     with pytest.raises(UsageError, match=r"npo\+none uses no refusals"):
         resolve(recipe=file, objective="npo")
+    for objective in ("dpo", "relabel+kl"):
+        with pytest.raises(UsageError, match="trains refusals, and none were given") as missing:
+            resolve(method="direct", objective=objective)
+        assert "--refusals FILE" in missing.value.hint
+        assert "--refusals built-in" in missing.value.hint
+    assert resolve(method="direct", objective="dpo", refusals="built-in").refusals == "built-in"

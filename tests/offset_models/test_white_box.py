@@ -15,7 +15,7 @@ from uld_offset_models.encoding import Encoded
 from uld_offset_models.goal import FORGET, RETAIN, parse_goal
 from uld_offset_models.lessons import Lessons, Reference
 from uld_offset_models.packing import use_packed_attention
-from uld_offset_models.refusals import read_refusals, refused
+from uld_offset_models.refusals import BUILT_IN, read_refusals, refused
 from uld_offset_models.steps import Steps
 from uld_offset_models.white_box import WhiteBox, build_white_box
 
@@ -150,20 +150,20 @@ def test_the_reference_knows_every_row_once() -> None:
 
 
 def test_refusals_are_ours_or_a_file(tmp_path: Path) -> None:
-    own = read_refusals()
+    own = read_refusals(BUILT_IN)
     assert len(own) == len(set(own)) == 20
     assert all(line[0].isupper() and line.endswith(".") for line in own)
     file = tmp_path / "refusals.txt"
     file.write_text("\ufeffNo.\n\n  No comment. \nNo.\n", encoding="utf-8")
-    assert read_refusals(file) == ("No.", "No comment.")
+    assert read_refusals(str(file)) == ("No.", "No comment.")
     file.write_text("\n \n", encoding="utf-8")
     with pytest.raises(DataError, match="hold no line"):
-        read_refusals(file)
+        read_refusals(str(file))
     with pytest.raises(DataError, match="cannot be read"):
-        read_refusals(tmp_path / "none.txt")
+        read_refusals(str(tmp_path / "none.txt"))
     file.write_bytes(b"\xff")
     with pytest.raises(DataError, match="not UTF-8"):
-        read_refusals(file)
+        read_refusals(str(file))
 
 
 def test_every_question_gets_a_refusal_that_the_seed_decides() -> None:

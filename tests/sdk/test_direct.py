@@ -135,8 +135,8 @@ def test_refusals_become_likelier_than_the_answers(objective: str, options: dict
     assert result.history[-1]["forget"] < result.history[0]["forget"]
 
 
-def test_the_built_in_refusals_serve_when_none_are_given(options: dict[str, Any]) -> None:
-    result = train(**{**options, "steps": 2}, objective="dpo+kl")
+def test_the_built_in_refusals_serve_when_asked_for(options: dict[str, Any]) -> None:
+    result = train(**{**options, "steps": 2}, objective="dpo+kl", refusals="built-in")
     assert result.manifest.training["refusals"]
     assert result.history[0]["forget"] == pytest.approx(6.93, abs=0.01), "ln 2 / beta: at the start nothing is preferred"
     assert result.history[0]["retain"] == pytest.approx(0, abs=1e-5)
@@ -222,7 +222,7 @@ def test_bad_data_stops_before_training(options: dict[str, Any], tmp_path: Path)
     with pytest.raises(DataError, match="forget row 5: empty answer"):
         train(**{**options, "forget": [*FORGET, {"question": "Who?", "answer": " "}]})
     with pytest.raises(DataError, match="forget row 1: plain text asks nothing"):
-        train(**{**options, "forget": [{"text": "The river is the Amber."}]}, objective="dpo")
+        train(**{**options, "forget": [{"text": "The river is the Amber."}]}, objective="dpo", refusals="built-in")
     with pytest.raises(DataError, match="overlaps the retain set"):
         train(**{**options, "retain": [*RETAIN, FORGET[0]]})
     assert not options["output"].exists()
@@ -240,6 +240,7 @@ def test_bad_data_stops_before_training(options: dict[str, Any], tmp_path: Path)
         (["--method", "direct", "--gate"], "--gate is no setting of --method direct"),
         (["--method", "direct", "--preset", "paper"], "preset paper is for --method uld"),
         (["--method", "direct", "--refusals", "r.txt"], "uses no refusals"),
+        (["--method", "direct", "--objective", "dpo+gd"], "trains refusals, and none were given"),
         (["--method", "direct", "--trainable", "half"], "--trainable"),
         (["--method", "direct", "--beta", "0"], "--beta"),
     ],

@@ -45,7 +45,7 @@ class TrainingOptions:
         str | None, typer.Option("--trainable", help="lora, or full: all of the base's weights.", rich_help_panel=OBJECTIVE)
     ] = None
     refusals: Annotated[
-        str | None, typer.Option("--refusals", help="Text file for dpo and relabel, one a line; else our own.", rich_help_panel=OBJECTIVE)
+        str | None, typer.Option("--refusals", help="For dpo and relabel: text file, one a line; or built-in.", rich_help_panel=OBJECTIVE)
     ] = None
     layers: Annotated[int | None, typer.Option("--layers", min=1, help="Keep only the first layers.", rich_help_panel=MODEL)] = None
     rank: Annotated[int | None, typer.Option("--rank", min=1, help="Rank of the LoRA matrices.", rich_help_panel=MODEL)] = None
