@@ -8,17 +8,20 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from uld_adapters.errors import ArtifactCorrupt
+from uld_adapters.errors import ArtifactCorrupt, ArtifactMismatch
 
 MANIFEST = "uld.json"
+DIRECT = "direct.json"  # beside weights that `--method direct` trained, which are no assistant
 RETRAIN = "train the assistant again, or restore the folder from its backup"
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """A piece of a manifest: immutable, and nothing in it that it does not know."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class BaseReference(_Frozen):
+class BaseReference(Frozen):
     """The model that the adapter sits on: `id` as the user gave it, SHA-256 of its weights, layers kept."""
 
     id: str
@@ -27,7 +30,7 @@ class BaseReference(_Frozen):
     truncated: bool = False
 
 
-class Manifest(_Frozen):
+class Manifest(Frozen):
     """`uld.json`. `margin` is in nats (0 = off), `data` maps a name to a hash of the rows, `files` a file to its SHA-256.
 
     `sha256` is that of all the rest in canonical JSON. It finds damage and edits by mistake; whoever edits on purpose can renew it.
@@ -58,8 +61,13 @@ class Manifest(_Frozen):
 
 
 def read_manifest(path: str | Path) -> Manifest:
-    """Read and validate `uld.json`; imports neither torch nor peft. Raises `ArtifactCorrupt`."""
+    """Read and validate `uld.json`; imports neither torch nor peft. Raises `ArtifactCorrupt`, `ArtifactMismatch` for another method's."""
     file = Path(path) / MANIFEST
+    if not file.exists() and (Path(path) / DIRECT).is_file():
+        raise ArtifactMismatch(
+            f"{path} is no assistant: `--method direct` put a large model's own weights there",
+            hint="serve these weights in the large model's place, or train an assistant with --method uld",
+        )
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
