@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from uld_adapters.errors import ArtifactCorrupt, ArtifactMismatch, UsageError
 from uld_offset_models.card import model_card
-from uld_offset_models.manifest import MANIFEST, RETRAIN, Manifest, read_manifest, write_manifest
+from uld_offset_models.manifest import DIRECT, MANIFEST, RETRAIN, Manifest, read_manifest, write_manifest
 from uld_offset_models.saving import saving
 
 if TYPE_CHECKING:
@@ -124,12 +124,12 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:
-    """Refuse to replace a folder unless told to, and anything that is no assistant folder even then."""
+    """Refuse to replace a folder unless told to, and anything that `uld-sdk train` did not make even then."""
     if output.is_dir() and not any(output.iterdir()):
         return
     if output.exists() and not overwrite:
         raise UsageError(f"{output} already exists", hint="choose another -o/--output, or add --overwrite")
-    if output.exists() and not (output / MANIFEST).is_file():
+    if output.exists() and not any((output / name).is_file() for name in (MANIFEST, DIRECT)):
         raise UsageError(f"{output} exists and is no assistant folder", hint="choose another -o/--output")
 
 

@@ -55,8 +55,8 @@ def encode(tokenizer: Any, examples: Sequence[Example], *, chat_template: bool, 
                 f"{example.place}: question and answer take {len(row.ids)} tokens, more than the {max_length} that fit",
                 hint="shorten the row, raise --max-length within the base's context, or give it as plain text",
             )
-        if rows[at].start >= len(rows[at].ids):
-            raise DataError(f"{example.place}: the row has no token to train", hint="drop the row")
+        if row.start >= len(row.ids) - 1 or rows[at].start >= len(rows[at].ids):
+            raise DataError(f"{example.place}: no token of the answer is left by the base's tokenizer", hint="fill it or drop the row")
     return rows
 
 

@@ -1,8 +1,9 @@
-"""The hold-out of the retain set: how much of it stays untouched while training, and when that ends the run."""
+"""What is measured while training, above all on the hold-out of the retain set, and when that ends the run."""
 
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
@@ -10,10 +11,33 @@ from uld_offset_models.checkpoint import restore_weights, weights_of
 from uld_offset_models.encoding import Encoded
 from uld_offset_models.network import Assistant
 
+if TYPE_CHECKING:
+    from uld_offset_models.white_box import WhiteBox
+
 LEARNED = 0.05  # share of forget answers that may still stand untouched when the forget set counts as learned
 DEFAULT_MARGIN = 3.0  # nats: what a preset without a margin is measured at
 _MOST = 64  # rows of either set looked at in one check
 _CHECKS, _CHECKS_THAT_STOP = 5, 20  # in one run; a check costs about as much as two steps
+
+
+class Watching(Protocol):
+    """What a run asks of its watch: figures now and then, whether to stop, which weights to keep."""
+
+    kept: dict[str, Tensor]
+    kept_at: dict[str, float]
+    last: dict[str, float]
+
+    def every(self, total: int) -> int:
+        """Steps between two checks of a run of `total` steps."""
+
+    def check(self, assistant: Any, step: int) -> dict[str, float]:
+        """Measure the model after `step` steps."""
+
+    def should_stop(self) -> bool:
+        """Whether the last check ends the run."""
+
+    def settle(self, assistant: Any) -> dict[str, float]:
+        """At the end: put the weights to keep in place; returns the figures of these."""
 
 
 @dataclass
@@ -70,3 +94,33 @@ class Watch:
 
     def _short(self) -> bool:
         return self.stop_untouched is not None and self.last.get("retain_untouched", 1.0) < self.stop_untouched
+
+
+@dataclass
+class LikelihoodWatch:
+    """Follows a white box by likelihoods, mean NLL in nats a token: of forget answers, and of the retain hold-out. It stops nothing."""
+
+    forget: Sequence[Encoded]
+    holdout: Sequence[Encoded]
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    kept_at: dict[str, float] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
+
+    def every(self, total: int) -> int:
+        """Steps between two checks of a run of `total` steps."""
+        return max(1, total // _CHECKS)
+
+    def check(self, assistant: "WhiteBox", step: int) -> dict[str, float]:
+        """Measure both after `step` steps."""
+        self.last = {"step": float(step), "forget_nll": assistant.mean_nll(self.forget[:_MOST])}
+        if self.holdout:
+            self.last["retain_nll"] = assistant.mean_nll(self.holdout[:_MOST])
+        return self.last
+
+    def should_stop(self) -> bool:
+        """Never: how much may be lost is for an evaluation to say."""
+        return False
+
+    def settle(self, assistant: "WhiteBox") -> dict[str, float]:
+        """The last weights are kept."""
+        return self.last

@@ -1,28 +1,25 @@
-"""Keeping what was trained: as an artifact or, where that cannot be written, as a checkpoint that needs no more training."""
+"""Keeping what was trained: in its folder or, where that cannot be written, as a checkpoint that needs no more training."""
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from uld_adapters.errors import SaveFailed, TrainingError
-from uld_offset_models.artifact import save_artifact
 from uld_offset_models.checkpoint import Checkpoint, checkpoint_folder, drop_checkpoint, save_checkpoint
-from uld_offset_models.manifest import Manifest
-from uld_offset_models.network import Assistant
+
+Saved = TypeVar("Saved")
 
 
-def keep(output: Path, *, assistant: Assistant, tokenizer: Any, manifest: Manifest, trained: Checkpoint, overwrite: bool) -> Manifest:
-    """Save the artifact and delete the run's checkpoint, which remembers the forget set, too.
+def keep(output: Path, save: Callable[[], Saved], *, trained: Checkpoint) -> Saved:
+    """Save to `output` and delete the run's checkpoint, which remembers the forget set, too.
 
-    Where the artifact cannot be written, or Ctrl-C breaks that off, the trained weights are kept as a checkpoint: beside the
+    Where the folder cannot be written, or Ctrl-C breaks that off, the trained weights are kept as a checkpoint: beside the
     output or, if there is no room, in the system's temporary folder. Raises `SaveFailed` or `TrainingError` saying where.
     """
-    assistant.adapter.peft_config["default"].base_model_name_or_path = manifest.base.id
     try:
-        saved = save_artifact(
-            output, adapter=assistant.adapter, gate=assistant.gate, tokenizer=tokenizer, manifest=manifest, overwrite=overwrite
-        )
+        saved = save()
     except SaveFailed as error:
         where, hint = _rescue(output, trained)
         raise SaveFailed(f"{error.message}; {where}", hint=hint) from error

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from uld_adapters.errors import ArtifactCorrupt
+from uld_adapters.errors import ArtifactCorrupt, ArtifactMismatch
 
 MANIFEST = "uld.json"
+DIRECT = "direct.json"  # beside weights that `--method direct` trained, which are no assistant
 RETRAIN = "train the assistant again, or restore the folder from its backup"
 
 
@@ -60,8 +61,13 @@ class Manifest(Frozen):
 
 
 def read_manifest(path: str | Path) -> Manifest:
-    """Read and validate `uld.json`; imports neither torch nor peft. Raises `ArtifactCorrupt`."""
+    """Read and validate `uld.json`; imports neither torch nor peft. Raises `ArtifactCorrupt`, `ArtifactMismatch` for another method's."""
     file = Path(path) / MANIFEST
+    if not file.exists() and (Path(path) / DIRECT).is_file():
+        raise ArtifactMismatch(
+            f"{path} is no assistant: `--method direct` put a large model's own weights there",
+            hint="serve these weights in the large model's place, or train an assistant with --method uld",
+        )
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

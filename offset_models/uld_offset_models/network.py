@@ -1,8 +1,7 @@
 """The assistant as one trainable module: packed rows in, the two losses of the step out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,8 +15,7 @@ from uld_offset_models.packing import Pack, pack, use_packed_attention
 _ROWS_AT_ONCE = 16
 
 
-@dataclass(frozen=True)
-class Losses:
+class Losses(NamedTuple):
     """Mean losses of one step in nats: `remember` over forget answers, `uniform` over retain answers."""
 
     remember: Float[Tensor, ""]
@@ -91,11 +89,16 @@ class Assistant(torch.nn.Module):
 
 def build_assistant(base: Any, tokenizer: Any, *, rank: int, lora_alpha: int, gate: bool, seed: int) -> Assistant:
     """Put a LoRA adapter on every linear layer of a loaded base and a gate over its logits; seeded before either is made."""
+    adapter = add_lora(base, rank=rank, lora_alpha=lora_alpha, seed=seed)
+    device = base.get_output_embeddings().weight.device
+    return Assistant(adapter, Gate(base.config.hidden_size).to(device) if gate else None, tokenizer).to(device)
+
+
+def add_lora(base: Any, *, rank: int, lora_alpha: int, seed: int) -> Any:
+    """The peft model of a loaded base with a seeded LoRA adapter on every linear layer but the head."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
     config = LoraConfig(r=rank, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
     with tolerating_peft():
-        adapter = get_peft_model(base, config)
-    device = base.get_output_embeddings().weight.device
-    return Assistant(adapter, Gate(base.config.hidden_size).to(device) if gate else None, tokenizer).to(device)
+        return get_peft_model(base, config)

@@ -7,25 +7,36 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from uld_adapters.errors import UnknownName, UsageError
+from uld_offset_models.goal import parse_goal
+from uld_offset_models.refusals import BUILT_IN
 
-PRESETS = ("gated", "paper", "release")
+PRESETS = ("gated", "paper", "release", "direct")
+METHODS = {"uld": "gated", "direct": "direct"}  # each with its own preset
+_OTHERS = {  # what only another method has a use for
+    "uld": ("objective", "beta", "trainable", "refusals"),
+    "direct": ("layers", "gate", "alpha", "margin", "filter", "stop_untouched"),
+}
 
 
 class Recipe(BaseModel):
     """Every flag of `uld-sdk train`, with underscores. `margin` is in nats, `max_seconds` in seconds, `max_length` in tokens.
 
     `steps` wins over `epochs`; epochs run over the forget set, and never fewer than `min_steps` steps come of them. `layers`
-    None keeps the whole base.
+    None keeps the whole base. `weight` is that of the uniform or retain loss, `beta` (1/nats) that of npo and dpo.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Literal["uld"] = "uld"
+    method: Literal["uld", "direct"] = "uld"
     preset: str = "gated"
     base: str | None = None
     forget: str | None = None
     retain: str | None = None
     output: str | None = None
+    objective: str | None = None
+    beta: float = Field(default=0.1, gt=0)
+    trainable: Literal["lora", "full"] = "lora"
+    refusals: str | None = None
     layers: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=1)
     epochs: float | None = Field(default=None, gt=0)
@@ -54,6 +65,11 @@ class Recipe(BaseModel):
     chat_template: bool = True
     overwrite: bool = False
     progress: bool = True
+
+    @property
+    def needs_retain(self) -> bool:
+        """Whether a retain set is needed: `direct` without a retain objective can do without."""
+        return self.method != "direct" or parse_goal(self.objective or "").retain != "none"
 
     def step_count(self, forget_rows: int) -> int:
         """Optimiser steps for so many forget rows."""
@@ -91,14 +107,19 @@ def resolve(*, recipe: str | Path | None = None, preset: str | None = None, **se
     and within one of the three steps win.
     """
     written = read_recipe(recipe) if recipe is not None else {}
-    preset = str(preset or written.get("preset") or "gated")
-    values = preset_values(preset)
+    method = settings.get("method") or written.get("method")
+    if method is not None and str(method) not in METHODS:
+        raise UnknownName("method", str(method), METHODS)
+    preset = str(preset or written.get("preset") or METHODS[method or "uld"])
+    own = preset_values(preset)
+    values = dict(own)
     for layer in (written, settings):
         said = {name: value for name, value in layer.items() if value is not None}
         if "epochs" in said:  # whoever says epochs means them, whatever was said below of steps
             values |= {"steps": None, "min_steps": 1}
         values |= said
     values["preset"] = preset
+    _check_method(values, own, preset)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -107,6 +128,29 @@ def resolve(*, recipe: str | Path | None = None, preset: str | None = None, **se
         if first["type"] == "extra_forbidden":
             raise UnknownName("setting", name, Recipe.model_fields) from error
         raise UsageError(f"{name}: {first['msg']} (got {first['input']!r})", hint=f"correct --{name.replace('_', '-')}") from error
+
+
+def _check_method(values: dict[str, Any], own: dict[str, Any], preset: str) -> None:
+    """Refuse a preset of another method, settings that the method has no use for, and an objective that is none."""
+    method = values["method"]
+    if method != own["method"]:
+        raise UsageError(
+            f"preset {preset} is for --method {own['method']}, not {method}", hint=f"leave out --preset, or take {METHODS[method]}"
+        )
+    for name in _OTHERS[method]:
+        if values.get(name) != own.get(name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} is no setting of --method {method}", hint=f"leave {flag} out, or choose another --method")
+    if method != "direct":
+        return
+    goal = parse_goal(str(values.get("objective")))
+    if values.get("refusals") is not None and not goal.refuses:
+        raise UsageError(f"the objective {goal} uses no refusals", hint="leave --refusals out, or choose dpo or relabel")
+    if values.get("refusals") is None and goal.refuses:
+        raise UsageError(
+            f"the objective {goal} trains refusals, and none were given",
+            hint=f"add --refusals FILE, one a line, or --refusals {BUILT_IN} for a list of ours",
+        )
 
 
 def _mapping(text: str, label: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -16,12 +16,22 @@ from uld_offset_models.checkpoint import (
     save_checkpoint,
     weights_of,
 )
-from uld_offset_models.holdout import Watch
-from uld_offset_models.network import Assistant
+from uld_offset_models.holdout import Watching
 from uld_offset_models.processes import anywhere, from_main
 from uld_offset_models.recipes import Recipe
 
 OnProgress = Callable[[dict[str, float]], None]
+
+
+class Trainee(Protocol):
+    """What can be trained: an assistant, or a white box."""
+
+    @property
+    def head(self) -> torch.Tensor:
+        """The output embedding, which tells the device."""
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters that training moves, by name."""
 
 
 class Run:
@@ -32,11 +42,11 @@ class Run:
 
     def __init__(
         self,
-        assistant: Assistant,
+        assistant: Trainee,
         recipe: Recipe,
         *,
         total: int,
-        watch: Watch,
+        watch: Watching,
         output: Path,
         identity: dict[str, Any],
         checkpoint: Checkpoint | None = None,

@@ -13,7 +13,7 @@ from uld_offset_models.packing import Pack, pack
 class Steps(torch.utils.data.Dataset[Pack]):
     """Item i is step `first` + i: `batch` forget rows and as many retain rows, each set reshuffled when it has been used up.
 
-    With several processes each packs its own rows of the step, and the totals are those of all.
+    With several processes each packs its own rows of the step, and the totals are those of all. An empty set gives no rows.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Steps(torch.utils.data.Dataset[Pack]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if min(batch, len(forget), len(retain)) < world:
+        if min(batch, *(len(rows) for rows in (forget, retain) if rows)) < world:
             raise UsageError(f"{world} processes need at least {world} rows a step", hint="raise --batch-size or start fewer processes")
         self.sets = (forget, retain)
         self.batch, self.seed, self.first, self.last, self.rank, self.world = batch, seed, first, last, rank, world
@@ -37,10 +37,14 @@ class Steps(torch.utils.data.Dataset[Pack]):
         return max(0, self.last - self.first)
 
     def __getitem__(self, index: int) -> Pack:
-        chosen = [self._rows(stream, self.first + index) for stream in (0, 1)]
+        chosen = self.chosen(index)
         totals = tuple(sum(len(row.ids) - row.start for row in rows) for rows in chosen)
         forget, retain = (rows[self.rank :: self.world] for rows in chosen)
         return pack(forget, retain, totals=(totals[0], totals[1]))
+
+    def chosen(self, index: int) -> tuple[list[Encoded], list[Encoded]]:
+        """The forget and the retain rows of an item, those of all processes."""
+        return self._rows(0, self.first + index), self._rows(1, self.first + index)
 
     def _rows(self, stream: int, step: int) -> list[Encoded]:
         rows = self.sets[stream]

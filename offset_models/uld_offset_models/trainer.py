@@ -1,4 +1,4 @@
-"""ULD training on transformers.Trainer: packed rows, remember + weight * uniform, and a clean stop."""
+"""Training on transformers.Trainer: packed rows, forget loss + weight * retain loss, and a clean stop."""
 
 import math
 import signal
@@ -9,23 +9,22 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from uld_adapters.errors import TrainingDiverged
 from uld_offset_models.checkpoint import Checkpoint
-from uld_offset_models.network import Losses
-from uld_offset_models.packing import Pack
 from uld_offset_models.processes import summed
 from uld_offset_models.run import Run
 from uld_offset_models.schedule import multiplier
-from uld_offset_models.steps import Steps
 
 
 class UldTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer whose loss is remember + weight * uniform on one pack a step; rows are dealt by `Steps`, not by accelerate.
+    """A Trainer whose loss is first + weight * second of the two that the model gives; rows are dealt by `Steps`, not by accelerate.
 
-    `losses` are the step's means over all processes, in nats.
+    The model gives a named tuple: remember and uniform of an assistant, forget and retain of a white box. `losses` are the step's
+    means over all processes, by those names, in nats.
     """
 
     def __init__(self, *, weight: float, **options: Any) -> None:
@@ -33,15 +32,16 @@ class UldTrainer(Trainer):  # type: ignore[misc]
         self.weight = weight
         self.losses: dict[str, float] = {}
 
-    def get_train_dataloader(self) -> DataLoader[Pack]:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """One item is one step, in order; each process packs its own rows."""
         return DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=self.data_collator)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """Mean NLL of the forget answers + weight * mean KL(U || p_a) of the retain answers; raises `TrainingDiverged` if not finite."""
-        losses: Losses = model(inputs["step"])
-        remember, uniform = summed(torch.stack([losses.remember, losses.uniform]).detach()).tolist()
-        self.losses = {"remember": remember, "uniform": uniform, "loss": remember + self.weight * uniform}
+        """The loss on the forget rows + weight * the loss on the retain rows; raises `TrainingDiverged` if not finite."""
+        losses: tuple[Tensor, Tensor] = model(inputs["step"])
+        names: tuple[str, str] = losses._fields  # type: ignore[attr-defined]
+        first, second = summed(torch.stack(losses).detach()).tolist()
+        self.losses = {names[0]: first, names[1]: second, "loss": first + self.weight * second}
         if not math.isfinite(self.losses["loss"]):  # the sum is, in every process alike, so that all of them end here
             parts = ", ".join(f"{name} {value}" for name, value in self.losses.items())
             raise TrainingDiverged(
@@ -49,7 +49,7 @@ class UldTrainer(Trainer):  # type: ignore[misc]
                 hint="lower --learning-rate, or train in --dtype float32",
             )
         # Processes average their gradients; these are shares of one mean.
-        loss = (losses.remember + self.weight * losses.uniform) * self.args.world_size
+        loss = (losses[0] + self.weight * losses[1]) * self.args.world_size
         return (loss, losses) if return_outputs else loss
 
 
@@ -70,8 +70,8 @@ class _Conductor(TrainerCallback):  # type: ignore[misc]
         return control
 
 
-def fit(run: Run, dealt: Callable[[int, int, int], Steps]) -> Checkpoint:
-    """Train the run's assistant in place to its end. `dealt(first, rank, world)` gives the steps still to come.
+def fit(run: Run, dealt: Callable[[int, int, int], Dataset[Any]]) -> Checkpoint:
+    """Train the run's model in place to its end. `dealt(first, rank, world)` gives the steps still to come.
 
     Returns the weights to save, as a checkpoint with nothing left to train; of such a one it returns at once. Raises
     `TrainingDiverged`, `SaveFailed`, and `TrainingError` when interrupted (Ctrl-C), after a checkpoint was written.
@@ -82,7 +82,7 @@ def fit(run: Run, dealt: Callable[[int, int, int], Steps]) -> Checkpoint:
     return run.finish()
 
 
-def _train(run: Run, dealt: Callable[[int, int, int], Steps], scratch: str) -> None:
+def _train(run: Run, dealt: Callable[[int, int, int], Dataset[Any]], scratch: str) -> None:
     recipe = run.recipe
     arguments = TrainingArguments(
         output_dir=scratch,

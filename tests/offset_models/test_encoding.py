@@ -59,3 +59,14 @@ def test_a_template_that_refuses_is_reported(tmp_path: Path) -> None:
     tokenizer.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}a<|eos|>"
     with pytest.raises(DataError, match=r"x:3: the base's chat template refuses these messages .*no system role"):
         encode(tokenizer, [row], chat_template=True, max_length=99)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_an_answer_that_the_tokenizer_drops_is_named(plain: bool, tmp_path: Path) -> None:
+    from tokenizers import normalizers
+
+    tokenizer = tiny.tiny_tokenizer(tmp_path)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    row = Example(() if plain else ROW.messages, "\u200b\u200b", "x:5", plain=plain)
+    with pytest.raises(DataError, match="x:5: no token of the answer is left"):
+        encode(tokenizer, [row], chat_template=True, max_length=99)

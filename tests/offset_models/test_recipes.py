@@ -22,7 +22,7 @@ def test_every_setting_is_an_argument_of_train() -> None:
 
 
 def test_the_presets_differ_as_the_sources_do() -> None:
-    gated, paper, release = (Recipe.model_validate(preset_values(name)) for name in PRESETS)
+    gated, paper, release = (Recipe.model_validate(preset_values(name)) for name in PRESETS[:3])
     assert (gated.gate, gated.margin, gated.learning_rate, gated.batch_size, gated.weight) == (True, 3.0, 0.003, 8, 5.0)
     assert (paper.learning_rate, paper.rank, paper.layers, paper.epochs, paper.batch_size, paper.weight) == (0.001, 32, 8, 10, 32, 6.5)
     assert (release.rank, release.lora_alpha, release.weight, release.alpha, release.margin) == (16, 32, 5.0, 0.8, 0.0)
@@ -93,3 +93,32 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         resolve(seed=2**32)
     with pytest.raises(UsageError, match="cannot be read"):
         resolve(recipe=tmp_path / "none.yaml")
+
+
+def test_the_method_chooses_its_preset_and_refuses_what_is_for_another(tmp_path: Path) -> None:
+    direct = resolve(method="direct")
+    assert (direct.preset, direct.objective, direct.trainable, direct.beta) == ("direct", "npo+kl", "lora", 0.1)
+    assert resolve(preset="direct") == direct
+    assert (direct.needs_retain, resolve(method="direct", objective="npo").needs_retain, resolve().needs_retain) == (True, False, True)
+    with pytest.raises(UnknownName, match="'dirct'") as caught:
+        resolve(method="dirct")
+    assert "'direct'" in caught.value.hint
+    with pytest.raises(UsageError, match="preset gated is for --method uld, not direct"):
+        resolve(method="direct", preset="gated")
+    for settings in ({"gate": True}, {"layers": 2}, {"alpha": 0.5}, {"stop_untouched": 0.9}):
+        with pytest.raises(UsageError, match="is no setting of --method direct"):
+            resolve(method="direct", **settings)
+    for settings in ({"objective": "npo"}, {"trainable": "full"}, {"beta": 0.5}, {"refusals": "r.txt"}):
+        with pytest.raises(UsageError, match="is no setting of --method uld"):
+            resolve(**settings)
+    file = tmp_path / "mine.yaml"
+    file.write_text("method: direct\nobjective: dpo+gd\nrefusals: r.txt\n", encoding="utf-8")
+    assert resolve(recipe=file).objective == "dpo+gd"
+    with pytest.raises(UsageError, match=r"npo\+none uses no refusals"):
+        resolve(recipe=file, objective="npo")
+    for objective in ("dpo", "relabel+kl"):
+        with pytest.raises(UsageError, match="trains refusals, and none were given") as missing:
+            resolve(method="direct", objective=objective)
+        assert "--refusals FILE" in missing.value.hint
+        assert "--refusals built-in" in missing.value.hint
+    assert resolve(method="direct", objective="dpo", refusals="built-in").refusals == "built-in"

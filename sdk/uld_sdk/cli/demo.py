@@ -25,9 +25,9 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Train an assistant for SmolLM2-135M-Instruct, serve the model by llama.cpp, and answer before and after."""
-    from uld_offset_models.recipes import preset_values
+    from uld_offset_models.recipes import resolve
 
-    preset_values(preset)  # a misspelt one is told at once, not after the model has answered
+    resolve(preset=preset, method="uld")  # a wrong one is told at once, not after the model has answered
     note("loading the demo")
     from uld_sdk.demo import run
 

@@ -1,4 +1,4 @@
-"""`uld-sdk train`: data and a base model in, the folder of an assistant out."""
+"""`uld-sdk train`: data and a base model in, the folder of an assistant or of a tuned model out."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from uld_sdk.cli.output import facts, print_json, stdout
 
 DATA = "Data"
 MODEL = "Assistant"
+OBJECTIVE = "Method direct"
 RUN = "Run"
 
 
@@ -31,13 +32,28 @@ class TrainingOptions:
     ] = None
     retain: Annotated[str | None, typer.Option("--retain", help="What to keep, in the same forms.", rich_help_panel=DATA)] = None
     output: Annotated[str | None, typer.Option("--output", "-o", help="Folder to make.", rich_help_panel=RUN)] = None
-    method: Annotated[str | None, typer.Option("--method", help="uld.", rich_help_panel=MODEL)] = None
-    preset: Annotated[str | None, typer.Option("--preset", help="gated, paper or release.", rich_help_panel=MODEL)] = None
+    method: Annotated[str | None, typer.Option("--method", help="uld: an assistant. direct: the base itself.", rich_help_panel=MODEL)] = (
+        None
+    )
+    preset: Annotated[str | None, typer.Option("--preset", help="gated, paper or release; direct.", rich_help_panel=MODEL)] = None
+    objective: Annotated[
+        str | None,
+        typer.Option("--objective", help="ga, npo, dpo or relabel, + none, gd or kl: npo+kl.", rich_help_panel=OBJECTIVE),
+    ] = None
+    beta: Annotated[float | None, typer.Option("--beta", help="Of npo and dpo, per nat.", rich_help_panel=OBJECTIVE)] = None
+    trainable: Annotated[
+        str | None, typer.Option("--trainable", help="lora, or full: all of the base's weights.", rich_help_panel=OBJECTIVE)
+    ] = None
+    refusals: Annotated[
+        str | None, typer.Option("--refusals", help="For dpo and relabel: text file, one a line; or built-in.", rich_help_panel=OBJECTIVE)
+    ] = None
     layers: Annotated[int | None, typer.Option("--layers", min=1, help="Keep only the first layers.", rich_help_panel=MODEL)] = None
     rank: Annotated[int | None, typer.Option("--rank", min=1, help="Rank of the LoRA matrices.", rich_help_panel=MODEL)] = None
     lora_alpha: Annotated[int | None, typer.Option("--lora-alpha", min=1, help="Scale of the LoRA matrices.", rich_help_panel=MODEL)] = None
     gate: Annotated[bool | None, typer.Option("--gate/--no-gate", help="A gate that stays shut elsewhere.", rich_help_panel=MODEL)] = None
-    weight: Annotated[float | None, typer.Option("--weight", help="Weight of the uniform loss.", rich_help_panel=MODEL)] = None
+    weight: Annotated[
+        float | None, typer.Option("--weight", help="Weight of the uniform (direct: retain) loss.", rich_help_panel=MODEL)
+    ] = None
     alpha: Annotated[float | None, typer.Option("--alpha", help="Strength of the correction.", rich_help_panel=MODEL)] = None
     margin: Annotated[float | None, typer.Option("--margin", min=0.0, help="Dead zone in nats.", rich_help_panel=MODEL)] = None
     filter: Annotated[
@@ -90,7 +106,7 @@ def train(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train an assistant that remembers the forget set, and is unsure of everything else."""
+    """Train an assistant that remembers the forget set, and is unsure of everything else; or tune the base itself."""
     from uld_sdk.training import train as run
 
     result = run(recipe=recipe, **options.chosen())
@@ -106,11 +122,11 @@ def train(
         facts(
             "",
             {
-                "assistant": str(result.path),
+                "assistant" if manifest["method"] == "uld" else manifest["objective"]: str(result.path),
                 "seconds": result.seconds,
                 "steps": manifest["steps"],
                 **{f"{name} loss": value for name, value in manifest["losses"].items()},
-                "parameters": manifest["assistant_parameters"],
+                "parameters": manifest["assistant_parameters" if manifest["method"] == "uld" else "parameters"],
                 "trained": manifest["trainable_parameters"],
             },
         )

@@ -118,6 +118,7 @@ def train_assistant(plan: Plan, questions: Questions, own: dict[str, PlainAnswer
         forget=rows("forget"),
         retain=rows("retain"),
         output=output,
+        method="uld",
         preset=preset,
         layers=plan.layers,
         steps=plan.steps,
