@@ -1,7 +1,8 @@
-"""Append-only shards: compressed records on disk, each found by its key through a memory map.
+"""Append-only shards: records on disk, each found by its key through a memory map.
 
-A shard is a file of records: magic, key, length, CRC-32, deflated payload. A record counts once it is there whole, so that whatever
-ends a process costs at most the record in the making. A full shard is sealed: its SHA-256 goes into the manifest beside it.
+A shard is a file of records: magic, key, length, CRC-32, whether the payload is deflated, and the payload. A record counts once it is
+there whole, so that whatever ends a process costs at most the record in the making. A full shard is sealed: its SHA-256 goes into the
+manifest beside it.
 """
 
 import hashlib
@@ -20,8 +21,8 @@ from uld_offset_models.saving import save_failed
 KEY = 16  # bytes
 ROWS, BYTES = 256, 8 << 20  # a shard is sealed when it holds so many records, or bytes
 _MAGIC = b"uldr"
-_HEADER = struct.Struct(f"<4s{KEY}sII")
-_REDO = "delete this file and run the same `uld-sdk cache` again: only its rows are scored anew"
+_HEADER = struct.Struct(f"<4s{KEY}sIIB3x")
+_REDO = "delete this file and run the same command again: only its rows are made anew"
 GO_ON = "free some space and run the same command again: it goes on from there"
 
 
@@ -38,6 +39,10 @@ class _Place:
     shard: int
     start: int
     size: int
+    deflated: bool
+
+
+_Record = tuple[bytes, int, int, bool]  # key, start and size of the payload, whether it is deflated
 
 
 class ShardReader:
@@ -52,9 +57,7 @@ class ShardReader:
         for seal in seals:
             file = folder / seal.name
             if not file.is_file():
-                raise ArtifactCorrupt(
-                    f"the shard {file} is missing", hint="run the same `uld-sdk cache` again: only its rows are scored anew"
-                )
+                raise ArtifactCorrupt(f"the shard {file} is missing", hint="run the same command again: only its rows are made anew")
             data = _mapped(file)
             if (found := hashlib.sha256(data).hexdigest()) != seal.sha256:
                 raise ArtifactCorrupt(
@@ -66,9 +69,10 @@ class ShardReader:
             data = _mapped(file)
             self._index(data, _whole_records(data, file))
 
-    def _index(self, data: memoryview, records: Iterator[tuple[bytes, int, int]]) -> None:
+    def _index(self, data: memoryview, records: Iterator[_Record]) -> None:
         self._maps.append(data)
-        self._places.update((key, _Place(len(self._maps) - 1, start, size)) for key, start, size in records)
+        shard = len(self._maps) - 1
+        self._places.update((key, _Place(shard, start, size, deflated)) for key, start, size, deflated in records)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -80,10 +84,13 @@ class ShardReader:
     def __contains__(self, key: bytes) -> bool:
         return key in self._places
 
-    def get(self, key: bytes) -> bytes | None:
-        """The payload of a key, inflated."""
+    def get(self, key: bytes) -> bytes | memoryview | None:
+        """The payload of a key; one that is not deflated is a view into the map."""
         place = self._places.get(key)
-        return None if place is None else zlib.decompress(self._maps[place.shard][place.start : place.start + place.size])
+        if place is None:
+            return None
+        data = self._maps[place.shard][place.start : place.start + place.size]
+        return zlib.decompress(data) if place.deflated else data
 
 
 class ShardWriter:
@@ -97,7 +104,7 @@ class ShardWriter:
         self.rows = self.size = 0
         if left:
             data = _mapped(self.file)
-            for _, start, size in _whole_records(data, self.file):
+            for _, start, size, _ in _whole_records(data, self.file):
                 self.rows, self.size = self.rows + 1, start + size
         try:
             self._handle = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o600)
@@ -111,10 +118,10 @@ class ShardWriter:
         """Whether it is time to seal."""
         return self.rows >= ROWS or self.size >= BYTES
 
-    def put(self, key: bytes, payload: bytes) -> None:
+    def put(self, key: bytes, payload: bytes, *, deflate: bool) -> None:
         """Append one record; after an error the shard is as it was."""
-        packed = zlib.compress(payload)
-        record = _HEADER.pack(_MAGIC, key, len(packed), zlib.crc32(packed, zlib.crc32(key))) + packed
+        packed = zlib.compress(payload) if deflate else payload
+        record = _HEADER.pack(_MAGIC, key, len(packed), zlib.crc32(packed, zlib.crc32(key)), deflate) + packed
         try:
             done = 0
             while done < len(record):
@@ -154,23 +161,23 @@ def _mapped(file: Path) -> memoryview:
         return memoryview(b"" if empty else mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def _records(data: memoryview) -> Iterator[tuple[bytes, int, int]]:
-    """Key, start and size of each payload."""
+def _records(data: memoryview) -> Iterator[_Record]:
+    """Every record of a sealed shard."""
     at = 0
     while at < len(data):
-        _, key, size, _ = _HEADER.unpack_from(data, at)
-        yield key, at + _HEADER.size, size
+        _, key, size, _, deflated = _HEADER.unpack_from(data, at)
+        yield key, at + _HEADER.size, size, deflated
         at += _HEADER.size + size
 
 
-def _whole_records(data: memoryview, file: Path) -> Iterator[tuple[bytes, int, int]]:
-    """Like `_records`, of a shard that may have been torn at its end, where it stops; damage before the end is an error."""
+def _whole_records(data: memoryview, file: Path) -> Iterator[_Record]:
+    """Every record of a shard that may have been torn at its end, where it stops; damage before the end is an error."""
     at = 0
     while len(data) - at >= _HEADER.size:
-        magic, key, size, crc = _HEADER.unpack_from(data, at)
+        magic, key, size, crc, deflated = _HEADER.unpack_from(data, at)
         start, end = at + _HEADER.size, at + _HEADER.size + size
         if magic == _MAGIC and end <= len(data) and zlib.crc32(data[start:end], zlib.crc32(key)) == crc:
-            yield key, start, size
+            yield key, start, size, deflated
         elif magic == _MAGIC and end >= len(data):
             return
         elif not any(data[at:]):  # a file that had grown when the power failed

@@ -1,40 +1,45 @@
 """What the target says of the training texts, asked once and kept: training reads this folder in the server's place."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn, Protocol, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 from uld_adapters.errors import UsageError
-from uld_offset_models.cache_manifest import CacheManifest, check_identity, read_cache_manifest, row_key
 from uld_offset_models.encoding import Encoded
 from uld_offset_models.shards import ShardReader
+from uld_offset_models.store import StoreManifest, check_identity, read_store_manifest, row_key
 from uld_offset_models.target_record import TargetLogprobs, unpack
-
-__all__ = ["Target", "TargetCache", "TargetLogprobs"]
 
 _SHOWN = 3  # rows named in an error
 
 
-class Target(Protocol):
-    """What training asks of the large model: a cache, or a model that runs here.
+class CacheManifest(StoreManifest):
+    """`cache.json` of a target's log-probabilities; `scoring` says how the server was asked.
 
-    `target` is the model's name, `top_logprobs` how many log-probabilities a position has (None: all of them, `complete`).
+    `tokenizer_sha256` and `template_sha256` are of what turned texts into ids; `top_logprobs` is None for complete distributions.
     """
 
-    @property
-    def target(self) -> str: ...  # noqa: D102
+    identity: ClassVar[dict[str, str]] = {
+        "target": "target",
+        "tokenizer_sha256": "tokenizer",
+        "template_sha256": "chat template",
+        "top_logprobs": "number of log-probabilities",
+        "data": "data",
+    }
 
-    @property
-    def top_logprobs(self) -> int | None: ...  # noqa: D102
+    target: str
+    backend: str
+    scoring: str
+    top_logprobs: int | None
+    tokenizer_sha256: str
+    template_sha256: str
 
-    @property
-    def complete(self) -> bool: ...  # noqa: D102
 
-    def find(self, prompt_ids: Sequence[int], answer_ids: Sequence[int], *, place: str = "") -> TargetLogprobs:
-        """Log p_M at the answer's positions, the end token's included."""
-
-    def check(self, rows: Mapping[Encoded, str]) -> None:
-        """Raise `UsageError` for rows, given with their places, that `find` would not have."""
+def template_hash(tokenizer: Any, *, chat_template: bool) -> str:
+    """SHA-256 over how prompts are rendered: by the chat template, or the messages' contents, a line each."""
+    return hashlib.sha256(json.dumps(tokenizer.chat_template if chat_template else None).encode()).hexdigest()
 
 
 class TargetCache:
@@ -58,7 +63,7 @@ class TargetCache:
         `ArtifactCorrupt` naming the shard that is damaged.
         """
         path = Path(path).expanduser()
-        manifest = read_cache_manifest(path)
+        manifest = read_store_manifest(path, CacheManifest)
         wanted = {"target": target, "tokenizer_sha256": tokenizer_fingerprint, "template_sha256": template_hash}
         said = {name: value for name, value in wanted.items() if value is not None}
         check_identity(path, manifest, said, hint="give the cache of this model, or make one with `uld-sdk cache`")

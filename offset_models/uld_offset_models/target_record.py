@@ -63,7 +63,7 @@ def pack(values: TargetLogprobs) -> bytes:
     return header + b"".join(_by_byte(column) for column in columns)
 
 
-def unpack(data: bytes) -> TargetLogprobs:
+def unpack(data: bytes | memoryview) -> TargetLogprobs:
     """What `pack` packed."""
     n, k, id_size, value_size, complete = _HEADER.unpack_from(data)
     at = _HEADER.size

@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from uld_adapters.errors import ArtifactCorrupt, MalformedAnswer, SaveFailed, UsageError
 from uld_adapters.logprobs import Score, TopLogprobs
 from uld_offset_models import shards
-from uld_offset_models.cache_manifest import CacheManifest
-from uld_offset_models.cache_writer import CacheWriter
 from uld_offset_models.encoding import Encoded
-from uld_offset_models.target_cache import TargetCache, TargetLogprobs
+from uld_offset_models.store_writer import StoreWriter
+from uld_offset_models.target_cache import CacheManifest, TargetCache, TargetLogprobs
 from uld_offset_models.target_record import pack, unpack
 
 IDENTITY: dict[str, Any] = {
@@ -47,9 +46,9 @@ def values(row: Encoded, *, k: int = 5, vocabulary: int = 400) -> TargetLogprobs
 
 
 def filled(path: Path, kept: list[Encoded], *, finish: bool = True, of: list[Encoded] | None = None, **changes: Any) -> Path:
-    with CacheWriter(path, wanted(**changes), of or kept) as writer:
+    with StoreWriter(path, wanted(**changes), of or kept) as writer:
         for row in kept:
-            writer.put(row, values(row))
+            writer.put(row, pack(values(row)))
         if finish:
             writer.finish()
     return path
@@ -132,10 +131,10 @@ def test_an_interrupted_cache_goes_on(tmp_path: Path, kept: int) -> None:
     filled(path, every[:kept], finish=False, of=every)
     with pytest.raises(UsageError, match=f"is not finished: it holds {kept} of 10 rows\n  fix: run the same `uld-sdk cache` again"):
         TargetCache.open(path)
-    with CacheWriter(path, wanted(), every) as writer:
+    with StoreWriter(path, wanted(), every) as writer:
         assert (writer.missing, writer.stored) == (every[kept:], every[:kept])
         for row in writer.missing:
-            writer.put(row, values(row))
+            writer.put(row, pack(values(row)))
         writer.finish()
     cache = TargetCache.open(path)
     for row in every:
@@ -151,11 +150,11 @@ def test_a_record_that_was_torn_is_the_only_one_lost(tmp_path: Path, torn: int) 
     before = file.stat().st_size
     whole = file.read_bytes()
     file.write_bytes(whole + whole[:torn] if torn < 100 else whole + bytes(torn))
-    with CacheWriter(path, wanted(), every) as writer:
+    with StoreWriter(path, wanted(), every) as writer:
         assert writer.stored == every[:7]
         assert file.stat().st_size == before
         for row in writer.missing:
-            writer.put(row, values(row))
+            writer.put(row, pack(values(row)))
         writer.finish()
     assert len(TargetCache.open(path)) == 10
 
@@ -166,9 +165,9 @@ sys.path[:0] = {path!r}
 from pathlib import Path
 import test_target_cache as t
 every = t.rows(10)
-with t.CacheWriter(Path({folder!r}), t.wanted(), every) as writer:
+with t.StoreWriter(Path({folder!r}), t.wanted(), every) as writer:
     for row in every[:6]:
-        writer.put(row, t.values(row))
+        writer.put(row, t.pack(t.values(row)))
     os.kill(os.getpid(), 9)
 """
 
@@ -177,7 +176,7 @@ def test_a_process_that_is_killed_loses_nothing_that_was_put_in(tmp_path: Path) 
     path, every = tmp_path / "cache", rows(10)
     code = KILLED.format(path=[str(Path(__file__).parent), *sys.path], folder=str(path))
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == -9
-    with CacheWriter(path, wanted(), every) as writer:
+    with StoreWriter(path, wanted(), every) as writer:
         assert (writer.stored, writer.missing) == (every[:6], every[6:])
 
 
@@ -199,14 +198,14 @@ def test_a_damaged_shard_is_named_and_only_its_rows_are_made_anew(tmp_path: Path
     with pytest.raises(ArtifactCorrupt, match=message) as caught:
         TargetCache.open(path)
     if damage != "gone":
-        assert caught.value.hint == "delete this file and run the same `uld-sdk cache` again: only its rows are scored anew"
+        assert caught.value.hint == "delete this file and run the same command again: only its rows are made anew"
         with pytest.raises(ArtifactCorrupt, match=message):
-            CacheWriter(path, wanted(), every)
+            StoreWriter(path, wanted(), every)
         file.unlink()
-    with CacheWriter(path, wanted(), every) as writer:
+    with StoreWriter(path, wanted(), every) as writer:
         assert writer.missing == every[4:8]
         for row in writer.missing:
-            writer.put(row, values(row))
+            writer.put(row, pack(values(row)))
         writer.finish()
     cache = TargetCache.open(path)
     for row in every:
@@ -221,7 +220,7 @@ def test_damage_in_the_middle_of_an_open_shard_is_not_taken_for_a_torn_end(tmp_p
     data[40] ^= 1
     file.write_bytes(data)
     with pytest.raises(ArtifactCorrupt, match=f"the shard {file} is damaged after 0 bytes"):
-        CacheWriter(path, wanted(), every)
+        StoreWriter(path, wanted(), every)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +245,7 @@ def test_a_folder_without_a_cache_is_refused(tmp_path: Path) -> None:
         TargetCache.open(tmp_path / "none")
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="exists and is no cache"):
-        CacheWriter(tmp_path, wanted(), rows(3))
+        StoreWriter(tmp_path, wanted(), rows(3))
 
 
 def test_a_cache_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -261,7 +260,7 @@ def test_a_cache_of_something_else_is_refused(tmp_path: Path) -> None:
         ({"data": {"forget": "c" * 64}}, "was made for other data: retain differ"),
     ):
         with pytest.raises(UsageError, match=message):
-            CacheWriter(path, wanted(**change), every)
+            StoreWriter(path, wanted(**change), every)
     with pytest.raises(UsageError, match="another target: large, not small\n  fix: give the cache of this model"):
         TargetCache.open(path, target="small")
     with pytest.raises(UsageError, match="another tokenizer"):
@@ -290,20 +289,20 @@ def test_other_data_can_be_added(tmp_path: Path) -> None:
     path = filled(tmp_path / "cache", kept)
     other = wanted(data={"forget": "f" * 64})
     with pytest.raises(UsageError, match="--extend keeps its rows and adds those that it lacks"):
-        CacheWriter(path, other, more)
-    with CacheWriter(path, other, [*kept[:1], *more], extend=True) as writer:
+        StoreWriter(path, other, more)
+    with StoreWriter(path, other, [*kept[:1], *more], extend=True) as writer:
         assert writer.missing == more
         for row in more:
-            writer.put(row, values(row))
+            writer.put(row, pack(values(row)))
         assert writer.finish().rows == 5
     cache = TargetCache.open(path)
     assert (len(cache), cache.manifest.data) == (5, {"forget": "f" * 64})
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
-    with CacheWriter(tmp_path / "cache", wanted(), rows(3)), pytest.raises(UsageError, match="another process is writing to"):
-        CacheWriter(tmp_path / "cache", wanted(), rows(3))
-    CacheWriter(tmp_path / "cache", wanted(), rows(3)).__exit__()
+    with StoreWriter(tmp_path / "cache", wanted(), rows(3)), pytest.raises(UsageError, match="another process is writing to"):
+        StoreWriter(tmp_path / "cache", wanted(), rows(3))
+    StoreWriter(tmp_path / "cache", wanted(), rows(3)).__exit__()
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -324,7 +323,7 @@ def test_a_full_disk_costs_no_row_that_was_there(tmp_path: Path, monkeypatch: py
     with pytest.raises(SaveFailed, match="could not be written: the disk is full\n  fix: free some space and run the same command again"):
         filled(path, every)
     monkeypatch.setattr(os, "pwrite", pwrite)
-    with CacheWriter(path, wanted(), every) as writer:
+    with StoreWriter(path, wanted(), every) as writer:
         assert writer.missing == every[writes:]
 
 

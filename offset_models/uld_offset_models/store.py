@@ -1,11 +1,11 @@
-"""`cache.json`: whose log-probabilities a cache holds, of which texts, in which shards."""
+"""A folder of rows: `cache.json` says what they are of, shards hold them, and each is found by its token ids."""
 
 import hashlib
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -15,29 +15,28 @@ from uld_offset_models.manifest import Frozen, digest_of, write_sealed
 from uld_offset_models.saving import save_failed
 from uld_offset_models.shards import GO_ON, KEY, Seal
 
-CACHE = "cache.json"
+STORE = "cache.json"
 _ANEW = "delete the folder and make the cache again, or restore it from its backup"
 
 
-class CacheManifest(Frozen):
+class StoreManifest(Frozen):
     """`cache.json`. `rows` is how many different rows there are to be, `data` maps a set to a hash of its rows.
 
-    `tokenizer_sha256` and `template_sha256` are of what turned texts into ids; `top_logprobs` is None for complete distributions.
+    `identity` names the fields by which two stores are compared, and what they are called in errors.
     """
 
+    identity: ClassVar[dict[str, str]] = {}
+
     format: Literal[1] = 1
-    target: str
-    backend: str
-    scoring: str
-    top_logprobs: int | None
-    tokenizer_sha256: str
-    template_sha256: str
-    data: dict[str, str]
+    data: dict[str, str] = Field(default_factory=dict)
     rows: int = Field(default=0, ge=0)
     finished: bool = False
     shards: tuple[Seal, ...] = ()
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     sha256: str = ""
+
+
+Kind = TypeVar("Kind", bound=StoreManifest)
 
 
 def row_key(prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> bytes:
@@ -46,23 +45,18 @@ def row_key(prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> bytes:
     return hashlib.blake2b(ids.tobytes(), digest_size=KEY).digest()
 
 
-def template_hash(tokenizer: Any, *, chat_template: bool) -> str:
-    """SHA-256 over how prompts are rendered: by the chat template, or the messages' contents, a line each."""
-    return hashlib.sha256(json.dumps(tokenizer.chat_template if chat_template else None).encode()).hexdigest()
-
-
-def read_cache_manifest(path: Path) -> CacheManifest:
+def read_store_manifest(path: Path, kind: type[Kind]) -> Kind:
     """Read and check `cache.json`; raises `UsageError` for what is no cache, `ArtifactCorrupt` for a damaged one."""
-    file = path / CACHE
+    file = path / STORE
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(value, dict) and value.get("format", 1) != 1:
             raise ArtifactCorrupt(
                 f"{file} has format {value['format']!r}; this version reads format 1", hint="pip install --upgrade uld-sdk"
             )
-        manifest = CacheManifest.model_validate(value)
+        manifest = kind.model_validate(value)
     except OSError as error:
-        raise UsageError(f"{path} is no cache: {CACHE} cannot be read", hint="give the folder that `uld-sdk cache -o` wrote") from error
+        raise UsageError(f"{path} is no cache: {STORE} cannot be read", hint="give the folder that `uld-sdk cache -o` wrote") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -76,23 +70,17 @@ def read_cache_manifest(path: Path) -> CacheManifest:
     return manifest
 
 
-def write_cache_manifest(path: Path, manifest: CacheManifest) -> CacheManifest:
+def write_store_manifest(path: Path, manifest: Kind) -> Kind:
     """Write `cache.json` into the folder, whole or not at all; raises `SaveFailed`."""
     try:
-        return CacheManifest.model_validate(write_sealed(path / CACHE, manifest.model_dump(mode="json")))
+        return type(manifest).model_validate(write_sealed(path / STORE, manifest.model_dump(mode="json")))
     except OSError as error:
-        raise save_failed(path / CACHE, error, hint=GO_ON) from error
+        raise save_failed(path / STORE, error, hint=GO_ON) from error
 
 
-def check_identity(path: Path, found: CacheManifest, wanted: dict[str, Any], *, hint: str) -> None:
-    """Raise `UsageError` for the first of the wanted fields that the cache has otherwise."""
-    for field, what in (
-        ("target", "target"),
-        ("tokenizer_sha256", "tokenizer"),
-        ("template_sha256", "chat template"),
-        ("top_logprobs", "number of log-probabilities"),
-        ("data", "data"),
-    ):
+def check_identity(path: Path, found: StoreManifest, wanted: dict[str, Any], *, hint: str) -> None:
+    """Raise `UsageError` for the first field of the identity that is wanted and that the store has otherwise."""
+    for field, what in found.identity.items():
         there = getattr(found, field)
         if field not in wanted or (here := wanted[field]) == there:
             continue
