@@ -41,6 +41,7 @@ def test_the_public_names_are_these() -> None:
     errors = {name for name in classes if issubclass(getattr(uld_sdk, name), Exception)}
     assert set(uld_sdk.__all__) - errors == {
         "AsyncUnlearnedClient",
+        "CalibrationResult",
         "Piece",
         "Report",
         "Result",
@@ -49,6 +50,7 @@ def test_the_public_names_are_these() -> None:
         "TrainResult",
         "UnlearnedClient",
         "__version__",
+        "calibrate",
         "train",
     }
     from uld_adapters import errors as tree

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from uld_sdk.async_client import AsyncUnlearnedClient
+    from uld_sdk.calibration.job import CalibrationResult, calibrate
     from uld_sdk.client import UnlearnedClient
     from uld_sdk.result import Piece, Report, Result, ScoreResult, Step
     from uld_sdk.training import TrainResult, train
@@ -49,6 +50,7 @@ __all__ = [
     "AsyncUnlearnedClient",
     "AuthenticationFailed",
     "BackendError",
+    "CalibrationResult",
     "ContextExceeded",
     "DataError",
     "LogprobsUnavailable",
@@ -74,11 +76,13 @@ __all__ = [
     "UnlearnedClient",
     "UsageError",
     "__version__",
+    "calibrate",
     "train",
 ]
 
 _HOMES = {
     "uld_sdk.async_client": ("AsyncUnlearnedClient",),
+    "uld_sdk.calibration.job": ("CalibrationResult", "calibrate"),
     "uld_sdk.client": ("UnlearnedClient",),
     "uld_sdk.result": ("Piece", "Report", "Result", "ScoreResult", "Step"),
     "uld_sdk.training": ("TrainResult", "train"),

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import ROWS, Thought, table
 
+from toy import ROWS, Thought, table
 from uld_adapters.logprobs import Score, TopLogprobs
 from uld_offset_models.shift import Rule, uld_shift
 from uld_sdk.scoring import score_continuation

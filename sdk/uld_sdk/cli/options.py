@@ -22,8 +22,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 
 
 @dataclass(frozen=True)
-class ClientOptions:
-    """How to reach the large model, and with which assistant."""
+class ServerOptions:
+    """How to reach the large model."""
 
     backend: Annotated[
         str | None,
@@ -57,6 +57,21 @@ class ClientOptions:
     target_dtype: Annotated[
         str | None, typer.Option("--target-dtype", help="With hf: float32, bfloat16 or float16.", rich_help_panel=SERVER)
     ] = None
+
+    def chosen(self) -> dict[str, Any]:
+        """The options that were given, named as the client's arguments."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+    def named(self) -> None:
+        """Raise `UsageError` where no backend is named."""
+        if self.backend is None:
+            raise UsageError("no backend was named", hint="--backend tgi, vllm, llamacpp or hf (or set ULD_BACKEND)")
+
+
+@dataclass(frozen=True)
+class ClientOptions(ServerOptions):
+    """How to reach the large model, and with which assistant."""
+
     assistant: Annotated[
         str | None,
         typer.Option("--assistant", "-a", envvar="ULD_ASSISTANT", help="Folder that `uld-sdk train` made.", rich_help_panel=UNLEARNING),
@@ -90,15 +105,14 @@ class ClientOptions:
 
     def chosen(self) -> dict[str, Any]:
         """The options that were given, named as the client's arguments."""
-        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        given = super().chosen()
         if self.draft is not None and self.draft.isdecimal():
             given["draft"] = int(self.draft)
         return given
 
     def open(self, **more: Any) -> "UnlearnedClient":
         """Make the client; raises UsageError when no backend is named."""
-        if self.backend is None:
-            raise UsageError("no backend was named", hint="--backend tgi, vllm, llamacpp or hf (or set ULD_BACKEND)")
+        self.named()
         from uld_sdk.client import UnlearnedClient
 
         return UnlearnedClient(**self.chosen(), **more)
