@@ -54,7 +54,7 @@ class Sets:
 def read_rows(source: Source, *, name: str = "rows") -> list[Row]:
     """Read a JSONL, JSON, CSV or Parquet file, a `datasets` folder, a hub name or a list of dicts; raises `DataError` with the line."""
     label, found = records(source, name)
-    rows = [_row(record, place) for place, record in found]
+    rows = [check_row(record, place) for place, record in found]
     if not rows:
         raise DataError(f"{label} is empty", hint=f"every row holds {_FIELDS}")
     return rows
@@ -108,7 +108,8 @@ def data_hash(rows: Iterable[Row]) -> str:
     return digest.hexdigest()
 
 
-def _row(record: Any, place: str) -> Row:
+def check_row(record: Any, place: str) -> Row:
+    """One row out of its fields, checked; `place` names it in the `DataError`."""
     if not isinstance(record, Mapping):
         raise DataError(f"{place}: not an object", hint=f"every row holds {_FIELDS}")
     if record.get("messages") is not None:
