@@ -30,14 +30,14 @@ class GoalLosses(NamedTuple):
 class WhiteBox(torch.nn.Module):
     """A causal model that is tuned towards a goal; `model` is a peft model with `lora`, else the transformers model itself.
 
-    Logits are those of the real rows of the head. With `bfloat16` it computes in that type, whatever type the weights are kept in.
+    Logits are those of the real rows of the head. With `autocast` it computes in bfloat16, whatever type the weights are kept in.
     """
 
     first_head: Tensor | None
 
-    def __init__(self, model: Any, tokenizer: Any, *, goal: Goal, beta: float, lora: bool, bfloat16: bool) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, goal: Goal, beta: float, lora: bool, autocast: bool) -> None:
         super().__init__()
-        self.model, self.goal, self.beta, self.lora, self.bfloat16 = model, goal, beta, lora, bfloat16
+        self.model, self.goal, self.beta, self.lora, self.autocast = model, goal, beta, lora, autocast
         use_packed_attention(self.inner)
         self.vocabulary = len(real_rows(self.inner, tokenizer))
         # A frozen copy of the head turns the reference's hidden states into its logits; LoRA leaves the head as it is.
@@ -118,20 +118,20 @@ class WhiteBox(torch.nn.Module):
         return sum(loss * tokens for loss, tokens in losses) / sum(tokens for _, tokens in losses)
 
     def _precision(self) -> torch.autocast:
-        return torch.autocast(self.head.device.type, torch.bfloat16, enabled=self.bfloat16)
+        return torch.autocast(self.head.device.type, torch.bfloat16, enabled=self.autocast)
 
     def _adapter_off(self) -> AbstractContextManager[None]:
         return self.model.disable_adapter() if self.lora else nullcontext()
 
 
 def build_white_box(
-    base: Any, tokenizer: Any, *, goal: Goal, beta: float, trainable: str, rank: int, lora_alpha: int, seed: int, bfloat16: bool
+    base: Any, tokenizer: Any, *, goal: Goal, beta: float, trainable: str, rank: int, lora_alpha: int, seed: int, autocast: bool
 ) -> WhiteBox:
     """Put a LoRA adapter on every linear layer of a loaded model, or with `trainable` "full" free all its weights."""
     lora = trainable == "lora"
     device = base.get_output_embeddings().weight.device
     model = add_lora(base, rank=rank, lora_alpha=lora_alpha, seed=seed) if lora else base.requires_grad_(True)
-    return WhiteBox(model, tokenizer, goal=goal, beta=beta, lora=lora, bfloat16=bfloat16).to(device)
+    return WhiteBox(model, tokenizer, goal=goal, beta=beta, lora=lora, autocast=autocast).to(device)
 
 
 def _packs(rows: Sequence[Encoded]) -> Iterator[tuple[Sequence[Encoded], Pack]]:

@@ -45,7 +45,7 @@ def train_direct(recipe: "Recipe", sources: tuple[Any, Any], on_progress: OnProg
     checkpoint = prepared.checkpoint()
     model = build_white_box(
         prepared.base, prepared.tokenizer, goal=goal, beta=recipe.beta, trainable=recipe.trainable, rank=recipe.rank,
-        lora_alpha=recipe.lora_alpha, seed=recipe.seed, bfloat16=prepared.dtype == torch.bfloat16,
+        lora_alpha=recipe.lora_alpha, seed=recipe.seed, autocast=prepared.dtype == torch.bfloat16,
     )  # fmt: skip
     trained_on = (prepared.forget, prepared.retain if goal.retain != "none" else [])
 

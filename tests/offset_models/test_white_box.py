@@ -43,7 +43,7 @@ def made_rows() -> tuple[list[Encoded], list[Encoded], dict[Encoded, Encoded]]:
 def built(folder: Path, objective: str, trainable: str) -> WhiteBox:
     base, tokenizer = load_base(folder)
     return build_white_box(
-        base, tokenizer, goal=parse_goal(objective), beta=BETA, trainable=trainable, rank=4, lora_alpha=4, seed=0, bfloat16=False
+        base, tokenizer, goal=parse_goal(objective), beta=BETA, trainable=trainable, rank=4, lora_alpha=4, seed=0, autocast=False
     )
 
 
