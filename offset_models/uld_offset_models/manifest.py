@@ -34,7 +34,8 @@ class Calibration(Frozen):
     """How alpha, margin and filter were chosen: the rule in words and its thresholds, what was reached, and on what.
 
     `chosen` and `before` hold the three values, `reached` the shares and nats of the chosen point, `holdout` the SHA-256 of the rows
-    by set and `rows` their numbers; `target` is the large model as its server names it, `top_logprobs` the k in use (None: all).
+    by set and `rows` their numbers, `apart_from` the SHA-256 of sets that share no question with them; `target` is the large model as
+    its server names it, `top_logprobs` the k in use (None: all).
     """
 
     rule: str
@@ -43,6 +44,7 @@ class Calibration(Frozen):
     before: dict[str, float]
     reached: dict[str, float]
     holdout: dict[str, str]
+    apart_from: list[str]
     rows: dict[str, int]
     target: str
     top_logprobs: int | None

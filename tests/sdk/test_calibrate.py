@@ -22,10 +22,12 @@ from uld_adapters.errors import ArtifactMismatch, DataError, LogprobsUnavailable
 from uld_adapters.logprobs import Score, TopLogprobs
 from uld_adapters.vocabulary.tokens import end_token_ids
 from uld_offset_models.artifact import load_artifact
+from uld_offset_models.data import data_hash
 from uld_offset_models.manifest import read_manifest
 from uld_offset_models.shift import Rule
 from uld_sdk.calibration.choice import Thresholds, grid_values
 from uld_sdk.calibration.position import Observed, kept_position
+from uld_sdk.calibration.rows import read_holdout
 from uld_sdk.calibration.sweep import Point, grid, measure
 from uld_sdk.cli import app
 from uld_sdk.cli.calibrate import CalibrationOptions
@@ -112,9 +114,10 @@ def test_the_sweep_is_each_rule_teacher_forced(k: int | None, answers: str, tiny
         assert point.retain_untouched == np.mean([not any(row["touched"]) for row in slow[1]])
         if k is None:
             assert point.forget_drop == pytest.approx(np.mean([drop for row in slow[0] for drop in row["drops"]]), abs=1e-4)
-            assert point.retain_change == pytest.approx(np.mean([abs(drop) for row in slow[1] for drop in row["drops"]]), abs=1e-4)
-            removed = sum(row["removed"] for row in slow[0]) / sum(len(row["changed"]) for row in slow[0])
-            assert point.forget_removed == pytest.approx(removed)
+            changes = [abs(drop) for row in slow[1] for drop in row["drops"]]
+            assert point.retain_change == (pytest.approx(np.mean(changes), abs=1e-4) if changes else None)
+            for told, rows in zip((point.forget_removed, point.retain_removed), slow, strict=True):
+                assert told == pytest.approx(sum(row["removed"] for row in rows) / sum(len(row["changed"]) for row in rows))
             assert point.exact == 1.0
 
 
@@ -168,13 +171,13 @@ def test_a_kept_position_decides_as_the_whole_one(
     small = judge(kept.top, kept.reading, rule, Sampling(), Mode.GREEDY, 0)
     assert (small.touched, small.exact, small.bound) == (whole.touched, whole.exact, pytest.approx(whole.bound))
     if whole.touched:
-        assert (small.token == kept.own) is (whole.token == order[0])
+        assert (small.token == kept.own) is (whole.token == int(order[0]))
         before = score_continuation(Score((label,), np.array([value]), (top,)), [reading], rule)
         after = score_continuation(Score((kept.label,), np.array([value]), (kept.top,)), [kept.reading], rule)
         np.testing.assert_allclose(after.upper, before.upper)
         np.testing.assert_allclose(after.lower, before.lower)
         measured = measure(Observed(1, (kept,)), rule)
-        assert (measured.changed, measured.touched) == (whole.token != order[0], 1)
+        assert (measured.changed, measured.touched) == (whole.token != int(order[0]), 1)
 
 
 @pytest.mark.parametrize(("name", "server"), [("tgi", "tgi_server"), ("vllm", "vllm_server")])
@@ -200,11 +203,13 @@ def test_given_answers_cost_vllm_one_request_each(artifact: Path, vllm_server: A
 
 def test_the_chosen_values_and_the_rule_are_in_the_manifest(artifact: Path, vllm_server: Any) -> None:
     before = read_manifest(artifact)
+    test_sets = [[{"question": "What is one?"}], [{"question": "What is two?"}]]
     found = uld_sdk.calibrate(
         artifact,
         **reach(vllm_server, "vllm"),
         forget_holdout=ASKED_FORGET,
         retain_holdout=ASKED_RETAIN,
+        apart_from=test_sets,
         alphas=[1.25, 2.5],
         margins=[0.3, 0.6],
         forget_changed=0.0,
@@ -224,6 +229,7 @@ def test_the_chosen_values_and_the_rule_are_in_the_manifest(artifact: Path, vllm
     assert record.before == {"alpha": before.alpha, "margin": before.margin, "filter": before.filter}
     assert record.reached["retain_identical"] == found.chosen.retain_identical
     assert record.holdout == found.holdout
+    assert record.apart_from == list(found.apart_from) == [data_hash(read_holdout(test_set, option="")) for test_set in test_sets]
     assert (record.rows, record.top_logprobs, record.target) == ({"forget": 3, "retain": 3}, 20, found.target)
     card = (artifact / "README.md").read_text(encoding="utf-8")
     assert "| alpha, margin (nats), filter | 1.25, 0.6, 0.01 |" in card
@@ -277,7 +283,7 @@ def test_a_full_disk_leaves_the_artifact_and_tells_the_choice(artifact: Path, vl
 
 
 def point(alpha: float, margin: float, changed: float, identical: float, *, ratio: float = 0.01) -> Point:
-    return Point(alpha, margin, ratio, changed, 0.0, 0.0, 0.0, identical, 0.0, 0.0, 1.0)
+    return Point(alpha, margin, ratio, changed, 0.0, 0.0, 0.0, identical, 0.0, 0.0, 0.0, 1.0)
 
 
 def test_the_rule_takes_the_smallest_alpha_then_the_largest_margin() -> None:
@@ -352,6 +358,15 @@ def test_a_training_set_is_no_holdout(tiny_artifact: Path) -> None:
         unreached(tiny_artifact, retain_holdout=ASKED_FORGET)()
 
 
+def test_a_test_set_is_no_holdout(tiny_artifact: Path, tmp_path: Path) -> None:
+    """One row of the test set is enough, however it is written."""
+    test_set = write_rows(tmp_path / "test.jsonl", [{"question": "What else?"}, {"question": "which animal jumps"}])
+    for apart in (test_set, [ASKED_RETAIN[:1]], [RETAIN, str(test_set)]):
+        with pytest.raises(DataError, match=r"overlaps --retain-holdout in 1 rows: .*Which animal jumps") as caught:
+            unreached(tiny_artifact, apart_from=apart)()
+        assert "take these rows out" in caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("options", "kind", "expected"),
     [
@@ -422,9 +437,12 @@ def test_the_command_shows_the_trade_off_and_draws_it(command: list[object], art
 
 
 def test_the_command_prints_json(command: list[object], artifact: Path) -> None:
-    told = run(*command, "--dry-run", "--json", "--forget-changed", 0, "--retain-identical", 0)
+    test_sets = [write_rows(artifact.parent / f"test{number}.jsonl", [{"question": f"What is {number}?"}]) for number in (1, 2)]
+    apart = ["--apart-from", test_sets[0], "--apart-from", test_sets[1]]
+    told = run(*command, "--dry-run", "--json", "--forget-changed", 0, "--retain-identical", 0, *apart)
     assert told.exit_code == 0, told.stderr
     document = json.loads(told.stdout)
+    assert len(set(document["apart_from"])) == 2
     assert document["written"] is False
     assert document["chosen"] in document["points"]
     assert document["top_logprobs"] == 20

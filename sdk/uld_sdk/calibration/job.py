@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from uld_offset_models.shift import Rule
 from uld_sdk.calibration.choice import ALPHAS, FILTERS, MARGINS, Thresholds, Values, grid_values
 from uld_sdk.calibration.observer import Observer
 from uld_sdk.calibration.position import Observed
-from uld_sdk.calibration.rows import check_unseen, read_holdout
+from uld_sdk.calibration.rows import check_others, check_unseen, read_holdout
 from uld_sdk.calibration.sweep import Point, grid, sweep
 from uld_sdk.options import ConnectionKeywords
 
@@ -46,6 +46,7 @@ class CalibrationResult:
     points: tuple[Point, ...] = field(repr=False)
     rows: Mapping[str, int]
     holdout: Mapping[str, str]
+    apart_from: Sequence[str]
     target: str
     top_logprobs: int | None
     requests: int
@@ -61,6 +62,7 @@ def calibrate(
     *,
     forget_holdout: "Source",
     retain_holdout: "Source",
+    apart_from: "str | Path | Sequence[Source]" = (),
     alphas: Values | None = None,
     margins: Values | None = None,
     filters: Values | None = None,
@@ -82,7 +84,8 @@ def calibrate(
     `retain_identical` of the retain answers identical; where nothing meets it, nothing is written. `plot` is a .html, .svg or .png
     file; `dry_run` writes nothing else. The other keywords are those of `UnlearnedClient`.
 
-    Never give it the test set of an evaluation: what was chosen on a set cannot be judged on it. Raises `UsageError`, `DataError`,
+    Never give it the test set of an evaluation: what was chosen on a set cannot be judged on it. Name such sets as `apart_from`,
+    and a hold-out that asks what they ask is refused, as one is that the assistant was trained on. Raises `UsageError`, `DataError`,
     `ArtifactError`, `TokenizerMismatch`, `SaveFailed`, and what the backend raises.
     """
     begin = time.perf_counter()
@@ -99,8 +102,11 @@ def calibrate(
         from uld_sdk.calibration.page import check_plot
 
         check_plot(Path(plot))
-    sets = {"forget": read_holdout(forget_holdout, kind="forget"), "retain": read_holdout(retain_holdout, kind="retain")}
+    sets = {
+        kind: read_holdout(source, option=f"--{kind}-holdout") for kind, source in (("forget", forget_holdout), ("retain", retain_holdout))
+    }
     check_overlap(sets["forget"], sets["retain"])
+    others = check_others(sets, [apart_from] if isinstance(apart_from, str | Path) else apart_from)
     hashes = {kind: data_hash(rows) for kind, rows in sets.items()}
     check_unseen(hashes, manifest.data)
 
@@ -121,6 +127,7 @@ def calibrate(
         points=tuple(points),
         rows={kind: len(rows) for kind, rows in sets.items()},
         holdout=hashes,
+        apart_from=others,
         target=capabilities.model,
         top_logprobs=capabilities.top_logprobs,
         requests=tally.requests,
@@ -168,8 +175,9 @@ def _record(result: CalibrationResult, chosen: Point) -> Manifest:
         thresholds=asdict(result.thresholds),
         chosen=asdict(chosen.rule),
         before=asdict(result.before),
-        reached={name: value for name, value in chosen.to_dict().items() if name not in asdict(chosen.rule)},
+        reached={name: value for name, value in chosen.to_dict().items() if name not in asdict(chosen.rule) and value is not None},
         holdout=dict(result.holdout),
+        apart_from=list(result.apart_from),
         rows=dict(result.rows),
         target=result.target,
         top_logprobs=result.top_logprobs,

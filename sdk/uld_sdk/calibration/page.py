@@ -66,6 +66,11 @@ def verdict(result: "CalibrationResult") -> str:
     return f"chosen: {values}: {shares}"
 
 
+def cell(value: float | None) -> str:
+    """A figure in a table."""
+    return "-" if value is None else f"{value:.3g}"
+
+
 def write_plot(path: Path, result: "CalibrationResult") -> None:
     """Draw a result into a .html, .svg or .png file; raises `SaveFailed`."""
     kind = path.suffix.lower().removeprefix(".")
@@ -83,7 +88,7 @@ def _page(result: "CalibrationResult", plot: str) -> str:
     for point in result.points:
         state = "chosen" if point == result.chosen else "nearest" if result.chosen is None and point == result.nearest else ""
         values = point.to_dict()
-        lines.append(f'<tr class="{state}">' + "".join(f"<td>{values[name]:.4g}</td>" for name in COLUMNS) + "</tr>")
+        lines.append(f'<tr class="{state}">' + "".join(f"<td>{cell(values[name])}</td>" for name in COLUMNS) + "</tr>")
     return _PAGE.substitute(
         name=escape(result.path.name),
         said=escape(verdict(result)),

@@ -22,11 +22,11 @@ class Point:
 
     forget_changed: forget answers with at least one token whose greedy choice changes.
     forget_tokens_changed: mean share of such tokens in a forget answer.
-    forget_drop: mean of log p_M - log q over the answers' own tokens, of those that q can still write.
+    forget_drop: mean of log p_M - log q over the answers' own tokens, of those that q can still write; None where there are none.
     forget_removed: share of the answers' own tokens that q never writes (outside the kept set F).
     retain_identical: retain answers without such a token.
     retain_untouched: retain answers that are proved untouched at every position.
-    retain_change: mean of |log p_M - log q|, as above.
+    retain_change, retain_removed: mean of |log p_M - log q| and share, as above.
     exact: positions of both sets where the server's top k provably suffices.
     """
 
@@ -35,11 +35,12 @@ class Point:
     filter: float
     forget_changed: float
     forget_tokens_changed: float
-    forget_drop: float
+    forget_drop: float | None
     forget_removed: float
     retain_identical: float
     retain_untouched: float
-    retain_change: float
+    retain_change: float | None
+    retain_removed: float
     exact: float
 
     @property
@@ -47,7 +48,7 @@ class Point:
         """The rule that was measured."""
         return Rule(self.alpha, self.margin, self.filter)
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float | None]:
         """A JSON-able dictionary of all of it."""
         return asdict(self)
 
@@ -101,10 +102,11 @@ def _point(forget: Sequence[_Measured], retain: Sequence[_Measured], rule: Rule)
         forget_changed=_share(answer.changed > 0 for answer in forget),
         forget_tokens_changed=_share(answer.changed / answer.tokens for answer in forget),
         forget_drop=_a_token(sum(sum(answer.drops) for answer in forget), forget),
-        forget_removed=sum(answer.removed for answer in forget) / sum(answer.tokens for answer in forget),
+        forget_removed=_removed(forget),
         retain_identical=_share(answer.changed == 0 for answer in retain),
         retain_untouched=_share(answer.touched == 0 for answer in retain),
         retain_change=_a_token(sum(abs(drop) for answer in retain for drop in answer.drops), retain),
+        retain_removed=_removed(retain),
         exact=sum(answer.exact for answer in (*forget, *retain)) / positions,
     )
 
@@ -113,7 +115,11 @@ def _share(values: Iterable[float]) -> float:
     return float(np.mean([float(value) for value in values]))
 
 
-def _a_token(total: float, answers: Sequence[_Measured]) -> float:
-    """The mean over untouched tokens and those whose change is known."""
+def _removed(answers: Sequence[_Measured]) -> float:
+    return sum(answer.removed for answer in answers) / sum(answer.tokens for answer in answers)
+
+
+def _a_token(total: float, answers: Sequence[_Measured]) -> float | None:
+    """The mean over untouched tokens and those whose change is known, None where there are none."""
     told = sum(answer.tokens - answer.touched + len(answer.drops) for answer in answers)
-    return float(total / told) if told else 0.0
+    return float(total / told) if told else None

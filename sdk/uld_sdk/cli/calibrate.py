@@ -33,6 +33,12 @@ class CalibrationOptions:
     retain_holdout: Annotated[
         str, typer.Option("--retain-holdout", help="Questions whose answers must stay, likewise.", rich_help_panel=UNLEARNING)
     ]
+    apart_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--apart-from", help="No hold-out may ask what this asks, such as a test set; repeatable.", rich_help_panel=UNLEARNING
+        ),
+    ] = None
     assistant_base: Annotated[
         str | None, typer.Option("--assistant-base", help="Where the assistant's base model lies now.", rich_help_panel=UNLEARNING)
     ] = None
@@ -61,7 +67,7 @@ class CalibrationOptions:
 
     def chosen(self) -> dict[str, Any]:
         """The arguments of `calibrate`, of the optional ones those that were given."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in asdict(self).items() if value not in (None, [])}
 
 
 @spread
@@ -100,12 +106,12 @@ def calibrate(server: ServerOptions, options: CalibrationOptions, as_json: Json 
 
 def trade_off(result: "CalibrationResult") -> Any:
     """The table of all points; the chosen one (or the nearest) is marked, and the artifact's own until now."""
-    from uld_sdk.calibration.page import COLUMNS
+    from uld_sdk.calibration.page import COLUMNS, cell
 
     rows = []
     for point in result.points:
         values = point.to_dict()
         marks = ["chosen"] if point == result.chosen else ["nearest"] if result.chosen is None and point == result.nearest else []
         marks += ["until now"] if point.rule == result.before else []
-        rows.append((*(f"{values[name]:.3g}" for name in COLUMNS), ", ".join(marks)))
+        rows.append((*(cell(values[name]) for name in COLUMNS), ", ".join(marks)))
     return table("", (*COLUMNS.values(), ""), rows)

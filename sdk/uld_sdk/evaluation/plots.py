@@ -153,7 +153,7 @@ def requests_and_latency(rows: Sequence[dict[str, Any]]) -> str:
     return uri(figure)
 
 
-def trade_off(points: Sequence[dict[str, float]], marked: dict[str, float], thresholds: Any) -> Any:
+def trade_off(points: Sequence[dict[str, Any]], marked: dict[str, Any], thresholds: Any) -> Any:
     """Figure of a calibration: forget answers changed (left) and retain answers identical (right) by alpha, a line a margin.
 
     Only the filter of the `marked` point is drawn; dotted lines are the thresholds, the star is that point.
