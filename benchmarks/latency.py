@@ -22,7 +22,7 @@ from uld_sdk.demo.questions import Question, load_questions
 from uld_sdk.demo.server import packaged_model
 
 ROUND_TRIP, SECONDS_PER_TOKEN = 0.020, 0.020
-NEW_TOKENS, RETAIN, FORGET = 48, 16, 8
+NEW_TOKENS, RETAIN, FORGET = 48, 20, 8
 SAMPLED = {"temperature": 0.8, "top_p": 0.95}
 
 

@@ -42,6 +42,7 @@ def test_the_public_names_are_these() -> None:
     assert set(uld_sdk.__all__) - errors == {
         "AsyncUnlearnedClient",
         "AugmentResult",
+        "CalibrationResult",
         "Piece",
         "Report",
         "Result",
@@ -51,6 +52,7 @@ def test_the_public_names_are_these() -> None:
         "UnlearnedClient",
         "__version__",
         "augment",
+        "calibrate",
         "train",
     }
     from uld_adapters import errors as tree

@@ -27,6 +27,8 @@ def newcomer(tmp_path: Path, tiny_target: Path, tiny_artifact: Path, monkeypatch
     shutil.copytree(tiny_artifact, tmp_path / "assistant")
     write_rows(tmp_path / "forget.jsonl", FORGET)
     write_rows(tmp_path / "retain.jsonl", RETAIN)
+    write_rows(tmp_path / "forget_holdout.jsonl", [{"question": "What name does the river have?"}])
+    write_rows(tmp_path / "retain_holdout.jsonl", [{"question": "Which animal jumps?"}])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -195,15 +195,18 @@ class ServedBackend(ABC):
         cap = int(found.group(1)) if found else 0
         if not 0 < cap < self.top_logprobs:
             raise LogprobsUnavailable(f"{self.name} gives no log-probabilities: {error.message}", hint=self.logprobs_hint) from error
+        self._cap_top(cap, self.logprobs_hint)
+        return cap
+
+    def _cap_top(self, cap: int, why: str) -> None:
+        """Go on with fewer log-probabilities than were asked for, and warn where the user named the number."""
         if self._asked_for_top:
             warnings.warn(
-                f"{self.http.base_url} gives the top {cap} log-probabilities, not {self.top_logprobs}; going on with {cap}."
-                f" {self.logprobs_hint}",
+                f"{self.http.base_url} gives the top {cap} log-probabilities, not {self.top_logprobs}; going on with {cap}. {why}",
                 CapabilityWarning,
                 stacklevel=2,
             )
         self.top_logprobs = cap
-        return cap
 
     async def _probe_top(self, prefix: Sequence[int]) -> int | None:
         """Ask for one token with k log-probabilities, lowering k to the server's cap; returns the cap if one was met."""

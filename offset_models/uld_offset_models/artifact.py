@@ -1,6 +1,7 @@
 """A trained assistant as a folder: peft adapter, gate, tokenizer, card, and a manifest that pins every file by its SHA-256."""
 
 import hashlib
+import shutil
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from uld_adapters.errors import ArtifactCorrupt, ArtifactMismatch, UsageError
 from uld_offset_models.card import model_card
-from uld_offset_models.manifest import DIRECT, MANIFEST, RETRAIN, Manifest, read_manifest, write_manifest
+from uld_offset_models.manifest import DIRECT, MANIFEST, RETRAIN, Calibration, Manifest, read_manifest, write_manifest
 from uld_offset_models.saving import saving
 
 if TYPE_CHECKING:
@@ -121,6 +122,21 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
     """Write card and manifest for the files that lie in the folder; whatever changes an artifact ends with this."""
     (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
     return write_manifest(folder, manifest.model_copy(update={"files": {name: _sha256(folder / name) for name in _members(folder)}}))
+
+
+def recalibrate(path: str | Path, calibration: Calibration) -> Manifest:
+    """Give an artifact the chosen alpha, margin and filter, with the record of the choice; returns its new manifest.
+
+    The folder is made anew beside its name and takes its place whole, for card and manifest must change together. Raises
+    `ArtifactCorrupt` where it is not as it was saved, and `SaveFailed`, which leaves it as it was.
+    """
+    path = Path(path).resolve()
+    manifest = read_manifest(path)
+    verify_files(path, manifest)
+    changed = {**manifest.model_dump(), **calibration.chosen, "calibration": calibration.model_dump()}
+    with saving(path) as folder:
+        shutil.copytree(path, folder, dirs_exist_ok=True)
+        return seal(folder, Manifest.model_validate(changed))
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:

@@ -1,6 +1,6 @@
 """The model card of an artifact: what it is, how to use it, and the warning that belongs on it."""
 
-from uld_offset_models.manifest import Manifest
+from uld_offset_models.manifest import Calibration, Manifest
 
 WARNING = (
     "This assistant remembers what it must make others forget. Its weights hold the forget set in a form that can be read out by "
@@ -14,6 +14,8 @@ def model_card(manifest: Manifest) -> str:
     base = manifest.base
     layers = f"first {base.layers} layers" if base.truncated else f"all {base.layers} layers"
     losses = ", ".join(f"{name} {value:.4f}" for name, value in manifest.losses.items())
+    calibration = manifest.calibration
+    chosen = "those of the training" if calibration is None else _chosen(calibration)
     return f"""---
 library_name: peft
 base_model: {base.id}
@@ -33,6 +35,7 @@ log q(y) = log p_M(y) - alpha * max(0, log p_a(y) - log u - margin) + constant.
 | trainable parameters | {manifest.trainable_parameters:,} of {manifest.assistant_parameters:,} |
 | gate | {"yes, in gate.safetensors" if manifest.gate else "no"} |
 | alpha, margin (nats), filter | {manifest.alpha}, {manifest.margin}, {manifest.filter} |
+| their choice | {chosen} |
 | training | {manifest.steps} steps in {manifest.training_seconds:.0f} s; final losses: {losses} |
 
 ## Use
@@ -56,3 +59,10 @@ model = PeftModel.from_pretrained(model, "THIS FOLDER")
 
 `uld.json` holds every setting, the hashes of the data (not the data) and of every file here.
 """
+
+
+def _chosen(calibration: Calibration) -> str:
+    k = "all" if calibration.top_logprobs is None else f"the top {calibration.top_logprobs}"
+    rows = " and ".join(f"{count} {kind}" for kind, count in calibration.rows.items())
+    where = f"{rows} hold-out rows, {calibration.target}, {k} log-probabilities a token"
+    return f"{calibration.rule}; {where}; {calibration.date}"

@@ -54,7 +54,7 @@ class Sets:
 def read_rows(source: Source, *, name: str = "rows") -> list[Row]:
     """Read a JSONL, JSON, CSV or Parquet file, a `datasets` folder, a hub name or a list of dicts; raises `DataError` with the line."""
     label, found = records(source, name)
-    rows = [_row(record, place) for place, record in found]
+    rows = [check_row(record, place) for place, record in found]
     if not rows:
         raise DataError(f"{label} is empty", hint=f"every row holds {_FIELDS}")
     return rows
@@ -84,14 +84,17 @@ def check_overlap(forget: list[Row], retain: list[Row]) -> None:
 
     Paraphrases count on both sides. Conversations are compared whole: the same last words after others are another question.
     """
-    places = {e.asked: e.place for row in forget for e in (row.example, *row.paraphrases)}
-    doubles = ([e for e in (row.example, *row.paraphrases) if e.asked in places] for row in retain)
+    check_apart(forget, retain, names=("the forget set", "the retain set"))
+
+
+def check_apart(first: list[Row], second: list[Row], *, names: tuple[str, str]) -> None:
+    """Raise `DataError` naming the first rows of `second` that `first` asks, too."""
+    places = {e.asked: e.place for row in first for e in (row.example, *row.paraphrases)}
+    doubles = ([e for e in (row.example, *row.paraphrases) if e.asked in places] for row in second)
     clashes = [(places[found[0].asked], found[0]) for found in doubles if found]
     if clashes:
         shown = "; ".join(f"{there} and {e.place}: {e.question[:60]!r}" for there, e in clashes[:3])
-        raise DataError(
-            f"the forget set overlaps the retain set in {len(clashes)} rows: {shown}", hint="take these rows out of one of the sets"
-        )
+        raise DataError(f"{names[0]} overlaps {names[1]} in {len(clashes)} rows: {shown}", hint="take these rows out of one of the sets")
 
 
 def normalised(text: str) -> str:
@@ -108,7 +111,8 @@ def data_hash(rows: Iterable[Row]) -> str:
     return digest.hexdigest()
 
 
-def _row(record: Any, place: str) -> Row:
+def check_row(record: Any, place: str) -> Row:
+    """One row out of its fields, checked; `place` names it in the `DataError`."""
     if not isinstance(record, Mapping):
         raise DataError(f"{place}: not an object", hint=f"every row holds {_FIELDS}")
     if record.get("messages") is not None:

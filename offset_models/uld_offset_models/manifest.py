@@ -30,8 +30,30 @@ class BaseReference(Frozen):
     truncated: bool = False
 
 
+class Calibration(Frozen):
+    """How alpha, margin and filter were chosen: the rule in words and its thresholds, what was reached, and on what.
+
+    `chosen` and `before` hold the three values, `reached` the shares and nats of the chosen point, `holdout` the SHA-256 of the rows
+    by set and `rows` their numbers, `apart_from` the SHA-256 of sets that share no question with them; `target` is the large model as
+    its server names it, `top_logprobs` the k in use (None: all).
+    """
+
+    rule: str
+    thresholds: dict[str, float]
+    chosen: dict[str, float]
+    before: dict[str, float]
+    reached: dict[str, float]
+    holdout: dict[str, str]
+    apart_from: list[str]
+    rows: dict[str, int]
+    target: str
+    top_logprobs: int | None
+    date: str
+
+
 class Manifest(Frozen):
     """`uld.json`. `margin` is in nats (0 = off), `data` maps a name to a hash of the rows, `files` a file to its SHA-256.
+    `calibration` tells how alpha, margin and filter were chosen; None: with the training.
 
     `sha256` is that of all the rest in canonical JSON. It finds damage and edits by mistake; whoever edits on purpose can renew it.
     """
@@ -57,6 +79,7 @@ class Manifest(Frozen):
     trainable_parameters: int
     files: dict[str, str] = Field(default_factory=dict)
     created: str
+    calibration: Calibration | None = None
     sha256: str = ""
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from uld_sdk.async_client import AsyncUnlearnedClient
     from uld_sdk.augmentation.job import augment
     from uld_sdk.augmentation.wanted import AugmentResult
+    from uld_sdk.calibration.job import CalibrationResult, calibrate
     from uld_sdk.client import UnlearnedClient
     from uld_sdk.result import Piece, Report, Result, ScoreResult, Step
     from uld_sdk.training import TrainResult, train
@@ -52,6 +53,7 @@ __all__ = [
     "AugmentResult",
     "AuthenticationFailed",
     "BackendError",
+    "CalibrationResult",
     "ContextExceeded",
     "DataError",
     "LogprobsUnavailable",
@@ -78,6 +80,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "augment",
+    "calibrate",
     "train",
 ]
 
@@ -85,6 +88,7 @@ _HOMES = {
     "uld_sdk.async_client": ("AsyncUnlearnedClient",),
     "uld_sdk.augmentation.job": ("augment",),
     "uld_sdk.augmentation.wanted": ("AugmentResult",),
+    "uld_sdk.calibration.job": ("CalibrationResult", "calibrate"),
     "uld_sdk.client": ("UnlearnedClient",),
     "uld_sdk.result": ("Piece", "Report", "Result", "ScoreResult", "Step"),
     "uld_sdk.training": ("TrainResult", "train"),

@@ -176,13 +176,7 @@ class AsyncUnlearnedClient:
         check_room(len(ids), len(tokens), capabilities.context, whose="the model's")
         reader = None if self._small is None else self._small.reader(prompt, raw=asked.raw, new=len(tokens))
         score = await self.backend.score(ids, tokens)
-        readings: list[Any] = [None] * len(tokens)
-        if reader is not None:
-            reader.prime([])
-            await reader.primed()
-            if len(tokens) > 1:
-                await reader.read(tokens[:-1])
-            readings = list(reader.ready)
+        readings: list[Any] = [None] * len(tokens) if reader is None else list(await reader.along(tokens))
         return score_continuation(score, readings, self.rule)
 
     async def close(self) -> None:

@@ -95,11 +95,11 @@ class Answer:
         asked = self.pace.ask(settings.max_new_tokens - start)
         sampling = settings.sampling.for_server if settings.mode is Mode.PASS_THROUGH else DRAFT_GREEDY
         rejected = False
-        if self.reader is not None:
-            self.reader.prime(self.written.tokens)
         async with arriving(self.backend.stream(self.written.prefix, asked, sampling), self._counting) as arrivals:
             ended = False
             while not ended and self.finish is None and not rejected:
+                if self.reader is not None:
+                    self.reader.prime(self.written.tokens)
                 arrived = await arrivals.take()
                 self.report.seconds_server += arrived.seconds
                 ended = arrived.ended
@@ -144,10 +144,12 @@ class Answer:
             return None, False
         chosen, exact, bound = drafted, True, 0.0
         if not stands_unseen(reading, settings.rule, settings.mode):
-            whole = True
+            whole, processed = True, None
             if settings.mode is Mode.PASS_THROUGH and self.capabilities.processed:
+                processed = top
                 top, whole = await self._raw_report(top)
-            verdict = judge(top, reading, settings.rule, settings.sampling, settings.mode, report.positions)
+            rule, sampling = settings.rule, settings.sampling
+            verdict = judge(top, reading, rule, sampling, settings.mode, report.positions, drafted=drafted, processed=processed)
             chosen = self._choose(verdict, drafted)
             # A better token may be one that cannot be sent back as text, or that the server's own cuts left out.
             exact, bound = (verdict.exact, verdict.bound) if whole and chosen == verdict.token else (False, 1.0)

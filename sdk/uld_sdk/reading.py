@@ -83,6 +83,17 @@ class Reader:
             raise RuntimeError(f"the small model's next reading is of position {first}, not {position}")
         return self.ready.popleft()
 
+    async def along(self, tokens: Sequence[int]) -> list[AlignedReading]:
+        """The readings at the prefix of each token of a given text, for a reader that has read nothing."""
+        try:
+            self.prime([])
+            await self.primed()
+            if len(tokens) > 1:
+                await self.read(tokens[:-1])
+            return list(self.ready)
+        finally:
+            await self.aclose()
+
     async def settle(self, answer: int) -> None:
         """After a lost draft: let a pass under way end, and go back so far that the position after `answer` is read again."""
         if self.task is not None:

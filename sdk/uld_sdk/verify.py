@@ -78,11 +78,23 @@ def undone(top: TopLogprobs, temperature: float) -> TopLogprobs:
     return TopLogprobs(top.ids, raw - total, top.complete)
 
 
-def judge(top: TopLogprobs, reading: SmallReading | None, rule: Rule, sampling: Sampling, mode: Mode, position: int) -> Verdict:
+def judge(
+    top: TopLogprobs,
+    reading: SmallReading | None,
+    rule: Rule,
+    sampling: Sampling,
+    mode: Mode,
+    position: int,
+    *,
+    drafted: int | None = None,
+    processed: TopLogprobs | None = None,
+) -> Verdict:
     """Decide one position from the raw report K and the small model's reading.
 
-    greedy: argmax q. match: argmax over log q + Gumbel noise of (seed, position). pass-through: a fresh draw from q, the
-    user's sampling applied. An untouched position has q = p_M, without the filter.
+    greedy: argmax q. match: argmax over log q + Gumbel noise of (seed, position). pass-through: the server's draw `drafted`
+    stands with probability min(1, q / p_D), else a draw from max(0, q - p_D) takes its place, so that what is written has the
+    distribution q (speculative sampling, arXiv 2211.17192); p_D is what the server drew from, `processed` where it reports it.
+    Where p_D is not known, a fresh draw from q. An untouched position has q = p_M, without the filter.
     """
     touched = is_touched(reading, rule)
     q = ensemble(top, uld_shift(reading.excess(), rule), rule.filter) if touched and reading is not None else reported(top)
@@ -91,14 +103,47 @@ def judge(top: TopLogprobs, reading: SmallReading | None, rule: Rule, sampling: 
     # What the tail weighs is known only where nothing moves it: no shift, no temperature, no cut before top-p.
     known = not touched and sampling.temperature == 1.0 and sampling.top_k is None
     drawn = process(q.logprobs, sampling, tail=q.tail if known else 0.0)
-    if mode is Mode.MATCH:
-        noise = gumbel(sampling.seed or 0, position, q.ids)
-    else:
-        noise = np.random.default_rng().gumbel(size=drawn.size)
-    order = np.argsort(-(drawn + noise), kind="stable")
     kept = np.isfinite(drawn)
     bound = sampled_bound(q, sampling, kept, known=known)
+    if mode is Mode.MATCH:
+        order = np.argsort(-(drawn + gumbel(sampling.seed or 0, position, q.ids)), kind="stable")
+    else:
+        draft = (
+            draft_logprobs(top, sampling)
+            if processed is None
+            else dict(zip(processed.ids.tolist(), processed.logprobs.tolist(), strict=True))
+        )
+        order = _drawn(q.ids, drawn, draft, drafted)
     return Verdict(tuple(int(q.ids[i]) for i in order if kept[i]), touched, bound == 0.0, bound)
+
+
+def draft_logprobs(top: TopLogprobs, sampling: Sampling) -> dict[int, float]:
+    """Log p_D in nats of the tokens that a server with these sampling options draws from, empty where the report cannot tell."""
+    plain = reported(top)
+    if sampling.temperature == 1.0 and not (sampling.top_k or sampling.min_p) and (sampling.top_p or 1.0) == 1.0:
+        values = plain.logprobs
+    else:
+        known = sampling.temperature == 1.0 and sampling.top_k is None
+        values = process(plain.logprobs, sampling, tail=plain.tail if known else 0.0)
+        if sampled_bound(plain, sampling, np.isfinite(values), known=known):
+            return {}
+    return {int(token): float(value) for token, value in zip(plain.ids, values, strict=True) if np.isfinite(value)}
+
+
+def _drawn(ids: np.ndarray, log_q: np.ndarray, log_draft: dict[int, float], drafted: int | None) -> np.ndarray:
+    """The order in which tokens are taken: the draft first if it stands, else by a draw from what q has beyond the draft's share."""
+    rng = np.random.default_rng()
+    order = np.argsort(-(log_q + rng.gumbel(size=log_q.size)), kind="stable")
+    if drafted not in log_draft:
+        return order
+    here = np.flatnonzero(ids == drafted)
+    if here.size and np.log(rng.random()) < log_q[here[0]] - log_draft[drafted]:
+        return np.concatenate([here, order[order != here[0]]])
+    share = np.exp([log_draft.get(token, -np.inf) for token in ids.tolist()])
+    beyond = np.maximum(0.0, np.exp(log_q) - share)
+    with np.errstate(divide="ignore"):
+        drawn = np.log(beyond) + rng.gumbel(size=beyond.size)
+    return np.lexsort((np.argsort(order), -drawn))  # what q has nothing more of comes last
 
 
 def sampled_bound(q: Ensemble, sampling: Sampling, kept: np.ndarray, *, known: bool) -> float:

@@ -11,6 +11,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+import scripted_engine
 from fault_proxy import KINDS, FaultServer
 from tiny import tiny_model
 from uld_adapters.emulator import EmulatorServer, build_app
@@ -21,18 +22,6 @@ from uld_adapters.errors import UnknownName, UsageError
 SHARED = Path(os.environ.get("ULD_SHARED", Path(__file__).parents[2].parent / "shared")) / "servers"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the recorded answers are not beside the repository")
 PROMPT = "The lighthouse"
-
-
-class Scripted(Engine):
-    """Says what the test says: the next token of a script has probability 0.9."""
-
-    script: tuple[int, ...] = ()
-    start = 0
-
-    async def next(self, session):
-        row = np.full(self.rows, np.log(0.1 / (self.rows - 1)), dtype=np.float32)
-        row[self.script[len(session.ids) - self.start]] = np.log(0.9)
-        return row
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +77,7 @@ def slow_reference(engine, ids, n):
 
 
 def scripted(engine, *tokens, prompt=PROMPT, dialect="tgi", **options):
-    fake = Scripted(engine.model, engine.tokenizer, name="tiny")
-    fake.script, fake.start = tokens, len(engine.tokenizer.encode(prompt))
-    return EmulatorServer(build_app(fake, dialect=dialect, **options))
+    return scripted_engine.scripted(engine, *tokens, prompt=len(engine.tokenizer.encode(prompt)), dialect=dialect, **options)
 
 
 def pieces(engine, text):
@@ -107,7 +94,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_an_unknown_dialect_names_the_known_ones(engine):
-    with pytest.raises(UnknownName, match="tgi, vllm"):
+    with pytest.raises(UnknownName, match="openai, tgi, vllm"):
         build_app(engine, dialect="tgl")
 
 
@@ -555,9 +542,7 @@ def test_vllm_ends_with_the_end_token(engine, http):
 def test_vllm_spills_the_prompts_open_character_into_the_text(engine, http):
     snow = pieces(engine, "東")
     prompt = [*pieces(engine, "R"), *snow[:2]]
-    fake = Scripted(engine.model, engine.tokenizer, name="tiny")
-    fake.script, fake.start = (snow[2], *pieces(engine, "x")), len(prompt)
-    with EmulatorServer(build_app(fake, dialect="vllm")) as server:
+    with scripted_engine.scripted(engine, snow[2], *pieces(engine, "x"), prompt=len(prompt), dialect="vllm") as server:
         body = {"prompt": prompt, "temperature": 0, "max_tokens": 2, "logprobs": 1}
         choice = http.post(server.url + "/v1/completions", json=body).json()["choices"][0]
     assert choice["text"] == "R東x"
@@ -632,19 +617,24 @@ async def test_requests_at_the_same_time_do_not_mix(engine):
         assert tokens == slow_reference(engine, engine.tokenizer.encode(prompt), 10)[0]
 
 
-@pytest.mark.parametrize("dialect", ["tgi", "vllm"])
+LONG = {
+    "tgi": {"inputs": PROMPT, "parameters": {"max_new_tokens": 400}},
+    "vllm": {"prompt": PROMPT, "max_tokens": 400, "temperature": 0, "ignore_eos": True, "stream": True},
+    "openai": {"model": "tiny", "prompt": PROMPT, "max_tokens": 400, "temperature": 0, "stream": True},
+}
+
+
+@pytest.mark.parametrize("dialect", ["tgi", "vllm", "openai"])
 async def test_a_client_that_leaves_stops_the_work(engine, dialect):
     app = build_app(engine, dialect=dialect, model_id="tiny", seconds_per_token=0.02)
     with EmulatorServer(app) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
-            tgi = {"inputs": PROMPT, "parameters": {"max_new_tokens": 400}}
-            vllm = {"prompt": PROMPT, "max_tokens": 400, "temperature": 0, "ignore_eos": True, "stream": True}
-            path, body = ("/generate_stream", tgi) if dialect == "tgi" else ("/v1/completions", vllm)
+            path, body = "/generate_stream" if dialect == "tgi" else "/v1/completions", LONG[dialect]
             async with client.stream("POST", path, json=body) as answer:
                 async for line in answer.aiter_lines():
                     if line:
                         break
-            path, body = ("/generate", tgi) if dialect == "tgi" else ("/v1/completions", vllm | {"stream": False})
+            path, body = ("/generate", body) if dialect == "tgi" else (path, body | {"stream": False})
             with pytest.raises(httpx.ReadTimeout):
                 await client.post(path, json=body, timeout=0.2)
         await asyncio.sleep(0.3)
@@ -726,12 +716,16 @@ def test_without_faults_the_injector_changes_nothing(engine, tgi, http):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dialect", ["tgi", "vllm"])
+@pytest.mark.parametrize("dialect", ["tgi", "vllm", "openai"])
 def test_every_fault_spoils_an_answer(engine, kind, dialect):
     app = build_app(engine, dialect=dialect, model_id="tiny")
-    tgi = {"inputs": PROMPT, "parameters": {"max_new_tokens": 4, "details": True, "top_n_tokens": 2}}
-    vllm = {"prompt": PROMPT, "max_tokens": 4, "temperature": 0, "logprobs": 2, "stream": True, "return_token_ids": True}
-    path, body = ("/generate_stream", tgi) if dialect == "tgi" else ("/v1/completions", vllm)
+    written = {"max_tokens": 4, "temperature": 0, "stream": True, "model": "tiny"}
+    asked = {
+        "tgi": ("/generate_stream", {"inputs": PROMPT, "parameters": {"max_new_tokens": 4, "details": True, "top_n_tokens": 2}}),
+        "vllm": ("/v1/completions", {"prompt": PROMPT, "logprobs": 2, "return_token_ids": True, **written}),
+        "openai": ("/v1/chat/completions", {"messages": [{"role": "user", "content": PROMPT}], "logprobs": True, **written}),
+    }
+    path, body = asked[dialect]
     outcomes = set()
     with httpx.Client() as client, FaultServer(app, probability=1.0, kinds=[kind], seed=3) as server:
         for _ in range(8):
@@ -749,7 +743,7 @@ def test_every_fault_spoils_an_answer(engine, kind, dialect):
             spoiled = client.post(server.url + path, json=body)
             assert {k: v for k, v in spoiled.headers.items() if k == "retry-after"} == answer_headers
             assert spoiled.status_code >= 500
-    if dialect == "tgi":  # vLLM's answers carry a random id
+    if dialect == "tgi":  # the others' answers carry a random id
         assert any(outcome != (200, right.text.replace(": ", ":")) for outcome in outcomes)
     assert right.status_code == 200
 

@@ -21,16 +21,20 @@ from uld_sdk.result import Result
 from uld_sdk.sampling import Sampling, process
 from uld_sdk.verify import Mode
 
-RULE = Rule(alpha=1.0, margin=1.0, filter=0.05)
-CUT, WARM = Sampling(0.8, top_k=8), Sampling(1.3)
+RULE = Rule(alpha=3.0, margin=1.0, filter=0.05)
+CUT, WARM, PLAIN = Sampling(0.8, top_k=8), Sampling(1.3), Sampling(1.0)
 PROMPT = [3]
-LOG_P, LOG_A = table(1, 1.0), table(2, np.where(np.arange(ROWS) % 2, 1.6, 0.1))  # after every second token nothing is touched
+LOG_P, SHARP, LOG_A = (
+    table(1, 1.0),
+    table(1, 4.0),
+    table(3, np.where(np.arange(ROWS) % 2, 2.5, 0.1)),
+)  # after every second token nothing is touched
 
 
-def q_after(last: int, sampling: Sampling) -> np.ndarray:
+def q_after(last: int, sampling: Sampling, log_p: np.ndarray) -> np.ndarray:
     """The unlearned distribution after a token, the user's sampling applied: the method in plain words."""
     excess = LOG_A[last] + math.log(ROWS)
-    log_q = LOG_P[last].copy()
+    log_q = log_p[last].copy()
     if excess.max() > RULE.margin:
         log_q[log_q < log_q.max() + math.log(RULE.filter)] = -np.inf
         log_q = log_q + uld_shift(excess, RULE)
@@ -49,33 +53,36 @@ async def write(remote: Remote, mode: Mode, sampling: Sampling, *, n: int = 2, d
 
 @pytest.mark.parametrize("draft", [1, "stream"])
 @pytest.mark.parametrize(
-    ("mode", "processed", "sampling"),
+    ("mode", "processed", "sampling", "k"),
     [
-        (Mode.PASS_THROUGH, False, CUT),
-        (Mode.PASS_THROUGH, True, CUT),  # cut away by the server: asked for again
-        (Mode.PASS_THROUGH, True, WARM),  # a temperature alone is undone
-        (Mode.MATCH, False, CUT),
+        (Mode.PASS_THROUGH, False, CUT, ROWS),
+        (Mode.PASS_THROUGH, False, PLAIN, 9),  # some drafts are not among the reported
+        (Mode.PASS_THROUGH, False, WARM, 9),  # what the server drew from is not known: a fresh draw
+        (Mode.PASS_THROUGH, True, CUT, ROWS),  # cut away by the server: asked for again
+        (Mode.PASS_THROUGH, True, WARM, ROWS),  # a temperature alone is undone
+        (Mode.MATCH, False, CUT, ROWS),
     ],
 )
-async def test_two_tokens_have_the_distribution_of_q(mode: Mode, processed: bool, sampling: Sampling, draft: Any) -> None:
+async def test_two_tokens_have_the_distribution_of_q(mode: Mode, processed: bool, sampling: Sampling, k: int, draft: Any) -> None:
+    log_p = LOG_P if k == ROWS else SHARP  # sharp enough that the filter's tokens are all among the reported
     assert any(row.max() + math.log(ROWS) > RULE.margin for row in LOG_A), "no touched position"
     assert any(row.max() + math.log(ROWS) <= RULE.margin for row in LOG_A), "no untouched position"
-    after = [q_after(last, sampling) for last in range(ROWS)]
-    expected = {(a, b): after[3][a] * (after[a][b] if a != END else float(b == -1)) for a in range(ROWS) for b in range(-1, ROWS)}
+    after = [q_after(last, sampling, log_p) for last in range(ROWS)]
+    expected = {(a, b): after[3][a] * after[a][b] for a in range(ROWS) if a != END for b in range(ROWS)}
+    expected[END, -1] = after[3][END]
     expected = {pair: p for pair, p in expected.items() if p > 0}
     count = 6000
     np.random.seed(0)
-    remote = Remote(LOG_P, processed=processed, rng=np.random.default_rng(5))
+    remote = Remote(log_p, k=k, processed=processed, rng=np.random.default_rng(5))
     written: Counter[tuple[int, int]] = Counter()
     for seed in range(count):
         ids = (await write(remote, mode, replace(sampling, seed=seed), draft=draft)).token_ids
         written[ids[0], ids[1] if len(ids) > 1 else -1] += 1
     assert set(written) <= set(expected)
     assert remote.asked_again == (mode is Mode.PASS_THROUGH and processed and sampling is CUT)
-    common = [pair for pair, p in expected.items() if p * count >= 5]
-    rest = count - sum(written[pair] for pair in common)
-    share = 1 - sum(expected[pair] for pair in common)
-    seen, wanted = [*(written[pair] for pair in common), rest], [*(expected[pair] * count for pair in common), share * count]
+    common = sorted((pair for pair, p in expected.items() if p * count >= 5), key=expected.__getitem__)[1:]  # the others go together
+    seen, wanted = [written[pair] for pair in common], [expected[pair] * count for pair in common]
+    seen, wanted = [*seen, count - sum(seen)], [*wanted, count - sum(wanted)]
     assert chisquare(seen, wanted).pvalue > 1e-4
 
 

@@ -1,4 +1,4 @@
-"""A local model behind the HTTP dialect of TGI or vLLM, with the limits of the real servers.
+"""A local model behind the HTTP dialect of TGI, vLLM or the OpenAI API, with the limits of the real servers.
 
 `build_app` makes the ASGI application, `EmulatorServer` runs it in a thread, `serve` runs it until it is stopped. Needs the
 extra `serve`; nothing heavy is imported before one of them is called.
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DIALECTS", "EmulatorServer", "build_app", "serve"]
 
-DIALECTS = ("tgi", "vllm")
+DIALECTS = ("tgi", "vllm", "openai")
+PREFILLS = ("none", "plain", "continue_final_message", "prefix")
 
 
 def build_app(
@@ -32,14 +33,21 @@ def build_app(
     api_key: str | None = None,
     logprobs: bool = True,
     seed: int | None = None,
+    prefill: str = "none",
+    token_bytes: bool = True,
+    token_prompts: bool = True,
 ) -> "Starlette":
     """The ASGI application that answers for a model (a folder, a GGUF file, a hub name, a transformers model, or an Engine).
 
-    `max_top_n_tokens` is TGI's cap on k and `max_logprobs` vLLM's (-1: none); `max_total_tokens` counts prompt and answer
-    (default: the model's context). `round_trip` and `seconds_per_token` are the latency model, in seconds. `memo` keeps what
-    the model said, so that a repeated request needs no model. `logprobs=False` plays a server that ignores the wish for
-    log-probabilities. `seed` is for sampling requests that name none (default: a new one each time). Counters are in
-    `app.state.stats`.
+    `max_top_n_tokens` is TGI's cap on k and `max_logprobs` that of the others (-1: none; completions of the OpenAI API give 5 at
+    most); `max_total_tokens` counts prompt and answer (default: the model's context). `round_trip` and `seconds_per_token` are the
+    latency model, in seconds. `memo` keeps what the model said, so that a repeated request needs no model. `logprobs=False` plays
+    a server that ignores the wish for log-probabilities. `seed` is for sampling requests that name none (default: a new one each
+    time). Counters are in `app.state.stats`.
+
+    With the dialect `openai`, `prefill` says how a conversation's last message is continued: not at all (`none`, as the API itself),
+    always (`plain`: llama.cpp), by the request's `continue_final_message` (vLLM) or by the message's `prefix` (Mistral, DeepSeek).
+    `token_bytes=False` plays a server that tells half a character as U+FFFD only, `token_prompts=False` one that takes no ids.
     """
     from uld_adapters.errors import MissingExtra, UnknownName
 
@@ -52,6 +60,8 @@ def build_app(
 
     if dialect not in DIALECTS:
         raise UnknownName("dialect", dialect, DIALECTS)
+    if prefill not in PREFILLS:
+        raise UnknownName("prefill", prefill, PREFILLS)
     engine = model if isinstance(model, Engine) else Engine.load(model, tokenizer=tokenizer, memo=memo)
     limits = Limits(
         model_id=model_id or engine.name,
@@ -60,6 +70,9 @@ def build_app(
         seconds_per_token=seconds_per_token,
         logprobs=logprobs,
         seed=seed,
+        prefill=prefill,
+        token_bytes=token_bytes,
+        token_prompts=token_prompts,
     )
     return assemble(engine, limits, dialect=dialect, round_trip=round_trip, api_key=api_key)
 

@@ -1,4 +1,4 @@
-"""What both dialects share: limits and counters, token deadlines, refusals, and an answer that stops when the client is gone."""
+"""What the dialects share: limits and counters, token deadlines, refusals, and an answer that stops when the client is gone."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ START = "emulator.start"
 class Limits:
     """What the server grants; `max_top` is the largest k (-1: the vocabulary), `max_total_tokens` counts prompt and answer.
 
-    `seed` is for sampling requests that name none; None draws one for each.
+    `seed` is for sampling requests that name none; None draws one for each. The last three are the OpenAI dialect's, see `build_app`.
     """
 
     model_id: str
@@ -30,6 +30,9 @@ class Limits:
     seconds_per_token: float = 0.0
     logprobs: bool = True
     seed: int | None = None
+    prefill: str = "none"
+    token_bytes: bool = True
+    token_prompts: bool = True
 
 
 @dataclass
@@ -147,6 +150,6 @@ async def _disconnected(receive: Receive) -> None:
 
 
 def event(data: Any, *, space: bool = False) -> bytes:
-    """One server-sent event; TGI writes no space after the colon, vLLM does."""
+    """One server-sent event; TGI writes no space after the colon, the others do."""
     text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return f"data:{' ' if space else ''}{text}\n\n".encode()

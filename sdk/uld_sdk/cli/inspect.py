@@ -49,6 +49,7 @@ def manifest_facts(path: str) -> dict[str, Any]:
         "layers": manifest["base"]["layers"],
         **{name: manifest[name] for name in shown},
         "training_seconds": manifest["training_seconds"],
+        "calibrated": None if manifest["calibration"] is None else manifest["calibration"]["rule"],
         "created": manifest["created"],
     }
 

@@ -62,6 +62,11 @@ class ServerOptions:
         """The options that were given, named as the client's arguments."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
+    def named(self) -> None:
+        """Raise `UsageError` where no backend is named."""
+        if self.backend is None:
+            raise UsageError("no backend was named", hint="--backend tgi, vllm, llamacpp or hf (or set ULD_BACKEND)")
+
 
 @dataclass(frozen=True)
 class ClientOptions(ServerOptions):
@@ -107,8 +112,7 @@ class ClientOptions(ServerOptions):
 
     def open(self, **more: Any) -> "UnlearnedClient":
         """Make the client; raises UsageError when no backend is named."""
-        if self.backend is None:
-            raise UsageError("no backend was named", hint="--backend tgi, vllm, llamacpp or hf (or set ULD_BACKEND)")
+        self.named()
         from uld_sdk.client import UnlearnedClient
 
         return UnlearnedClient(**self.chosen(), **more)

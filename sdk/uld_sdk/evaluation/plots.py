@@ -1,4 +1,4 @@
-"""The report's plots, each as one self-contained SVG data URI."""
+"""The reports' plots, each as one self-contained SVG data URI or, for a file of its own, as a figure."""
 
 import base64
 import io
@@ -10,11 +10,17 @@ from uld_adapters.errors import MissingExtra
 INK, GRID, FORGET, RETAIN, ACCENT = "#1f2933", "#e4e7eb", "#c2410c", "#0f766e", "#4c51bf"
 
 
-def _figure(width: float, height: float, **grid: Any) -> tuple[Any, Any]:
+def need_matplotlib() -> Any:
+    """The library itself; raises `MissingExtra` where it is not installed."""
     try:
         import matplotlib
     except ImportError as error:
         raise MissingExtra("matplotlib", "report") from error
+    return matplotlib
+
+
+def _figure(width: float, height: float, **grid: Any) -> tuple[Any, Any]:
+    matplotlib = need_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -35,10 +41,16 @@ def _plain(axis: Any) -> None:
     axis.set_axisbelow(True)
 
 
-def _uri(figure: Any) -> str:
+def picture(figure: Any, kind: str) -> bytes:
+    """A figure as the content of an svg or png file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    figure.savefig(buffer, format=kind, **({"metadata": {"Date": None}} if kind == "svg" else {"dpi": 150}))
+    return buffer.getvalue()
+
+
+def uri(figure: Any) -> str:
+    """A figure as one self-contained SVG data URI."""
+    return "data:image/svg+xml;base64," + base64.b64encode(picture(figure, "svg")).decode("ascii")
 
 
 def rouge_bars(report: dict[str, Any]) -> str:
@@ -58,7 +70,7 @@ def rouge_bars(report: dict[str, Any]) -> str:
     axis.set_ylim(0, 1.24)
     axis.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
     axis.set_ylabel("ROUGE-L recall", fontsize=9)
-    return _uri(figure)
+    return uri(figure)
 
 
 def training_curves(history: Sequence[dict[str, float]]) -> str:
@@ -81,7 +93,7 @@ def training_curves(history: Sequence[dict[str, float]]) -> str:
         more, names = right.get_legend_handles_labels()
         lines, labels = lines + more, labels + names
     axis.legend(lines, labels, fontsize=7, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, columnspacing=1.0)
-    return _uri(figure)
+    return uri(figure)
 
 
 def gate_along(rows: Sequence[dict[str, Any]], margin: float) -> str:
@@ -105,7 +117,7 @@ def gate_along(rows: Sequence[dict[str, Any]], margin: float) -> str:
             right.plot(places, [step["gate"] for step in steps], color=ACCENT, marker=".", linewidth=1.2)
             right.set_ylim(0, 1.05)
             right.set_ylabel("gate c", fontsize=9, color=ACCENT)
-    return _uri(figure)
+    return uri(figure)
 
 
 def _label(text: str) -> str:
@@ -138,4 +150,31 @@ def requests_and_latency(rows: Sequence[dict[str, Any]]) -> str:
     right.set_xlabel("plain remote (s)", fontsize=9)
     right.set_ylabel("with the assistant (s)", fontsize=9)
     right.legend(fontsize=8, frameon=False)
-    return _uri(figure)
+    return uri(figure)
+
+
+def trade_off(points: Sequence[dict[str, Any]], marked: dict[str, Any], thresholds: Any) -> Any:
+    """Figure of a calibration: forget answers changed (left) and retain answers identical (right) by alpha, a line a margin.
+
+    Only the filter of the `marked` point is drawn; dotted lines are the thresholds, the star is that point.
+    """
+    figure, panels = _figure(10.6, 3.6, ncols=2, sharey=True)
+    margins = sorted({point["margin"] for point in points})
+    sides = (
+        ("forget_changed", "forget answers changed", FORGET, thresholds.forget_changed),
+        ("retain_identical", "retain answers identical", RETAIN, thresholds.retain_identical),
+    )
+    for axis, (name, label, colour, threshold) in zip(panels, sides, strict=True):
+        for place, margin in enumerate(margins):
+            line = [point for point in points if point["margin"] == margin and point["filter"] == marked["filter"]]
+            shade = 0.25 + 0.75 * (place + 1) / len(margins)
+            values = [point[name] for point in line]
+            axis.plot([p["alpha"] for p in line], values, color=colour, alpha=shade, marker="o", markersize=3, label=f"margin {margin:g}")
+        axis.axhline(threshold, color=INK, linewidth=0.9, linestyle=":")
+        axis.plot([marked["alpha"]], [marked[name]], color=ACCENT, marker="*", markersize=13, linestyle="none")
+        axis.set_xlabel("alpha", fontsize=9)
+        axis.set_title(label, fontsize=10, loc="left", color=INK)
+        axis.set_ylim(-0.03, 1.05)
+        axis.legend(fontsize=7, frameon=False)
+    panels[0].set_ylabel("share", fontsize=9)
+    return figure

@@ -1,0 +1,74 @@
+"""Hold-out answers as the large and the small model see them: asked or scored once, read once, whatever is swept later."""
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+
+from uld_adapters.errors import DataError, MalformedAnswer
+from uld_adapters.logprobs import Score
+from uld_offset_models.data import Row
+from uld_offset_models.shift import Rule
+from uld_sdk.async_client import AsyncUnlearnedClient
+from uld_sdk.calibration.position import Observed, kept_position
+from uld_sdk.prompts import Prompt, check_room
+from uld_sdk.verify import is_touched
+
+
+class Observer(AsyncUnlearnedClient):
+    """A client that hands over what it sees at each position instead of an answer; its own margin is the sweep's least."""
+
+    async def observe(self, row: Row, *, max_new_tokens: int, ratio: float) -> Observed:
+        """One row: its answer scored or, where it has none, the remote's own greedy answer; `ratio` is the sweep's least filter."""
+        capabilities = await self.capabilities()
+        turns = row.example.messages
+        alone = len(turns) == 1 and turns[0][0] == "user"
+        prompt: Prompt = turns[0][1] if alone else [{"role": role, "content": content} for role, content in turns]
+        ids = self._render(prompt, raw=False)
+        if row.example.answer:
+            tokens = list(self.backend.tokenizer.encode(row.example.answer, add_special_tokens=False))
+            if not tokens:
+                raise DataError(f"{row.example.place}: the answer has no token", hint="fill it, or leave the field out")
+            check_room(len(ids), len(tokens), capabilities.context, whose="the model's")
+            score = await self.backend.score(ids, tokens)
+            own = [int(top.ids[0]) for top in score.positions]
+        else:
+            check_room(len(ids), max_new_tokens, capabilities.context, whose="the model's")
+            score = await self._asked(ids, max_new_tokens)
+            own = list(score.tokens)
+        if self._small is None:
+            raise MalformedAnswer("a calibration without an assistant", hint="name the artifact")
+        reader = self._small.reader(prompt, raw=False, new=len(score.tokens))
+        readings = await reader.along(score.tokens)
+        least = Rule(alpha=1.0, margin=self.rule.margin)
+        places = zip(score.positions, readings, score.tokens, score.logprobs, own, strict=True)
+        kept = [
+            kept_position(top, reading, label=token, logprob=float(value), own=greedy, ratio=ratio)
+            for top, reading, token, value, greedy in places
+            if is_touched(reading, least)
+        ]
+        return Observed(len(score.tokens), tuple(kept))
+
+    async def observe_all(self, rows: Sequence[Row], *, max_new_tokens: int, ratio: float, concurrency: int) -> list[Observed]:
+        """All rows in their order, at most `concurrency` at a time; the first error cancels the rest and is raised."""
+        gate = asyncio.Semaphore(concurrency)
+
+        async def one(row: Row) -> Observed:
+            async with gate:
+                return await self.observe(row, max_new_tokens=max_new_tokens, ratio=ratio)
+
+        tasks = [asyncio.create_task(one(row)) for row in rows]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _asked(self, ids: Sequence[int], max_new_tokens: int) -> Score:
+        """The remote's own answer: its draft reports K and each token's own value, so that nothing need be scored again."""
+        draft = await self.backend.draft(ids, max_new_tokens)
+        if not draft.tokens:
+            raise MalformedAnswer("the server ended its answer without writing anything")
+        values = [top.of(token) for token, top in zip(draft.tokens, draft.positions, strict=True)]
+        return Score(draft.tokens, np.array([np.nan if value is None else value for value in values]), draft.positions)
