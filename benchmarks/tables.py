@@ -66,7 +66,7 @@ def latency(figures: dict[str, Any]) -> str:
         f"Emulated server in its own process, round trip {figures['round_trip_seconds'] * 1000:.0f} ms, "
         f"{figures['seconds_per_token'] * 1000:.0f} ms a token, {figures['new_tokens']} tokens an answer, top 20; ratios against the "
         f"plain stream of the same server. {figures['small_model_prompt_pass_seconds'] * 1000:.0f} ms for the small model's prompt. "
-        "Target: at least 5 times faster than one request a token, of which a round trip and a token of 20 ms each leave 2. A sampled answer "
+        "Target: at least 5 times faster than one request a token, of which 20 ms and 20 ms leave 2. A sampled answer "
         "that is rewritten leaves the text that the emulator has in its memo, and waits for the model itself on the same two cores.\n"
     )
     head = ["prompts", "at most", "wall clock ratio", "of untouched answers", "first token ratio", "requests an answer"]
