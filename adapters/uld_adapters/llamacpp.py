@@ -12,7 +12,8 @@ from uld_adapters.backend import Capabilities, ServerSampling
 from uld_adapters.errors import LogprobsUnavailable, MalformedAnswer, ModelNotFound, StreamInterrupted
 from uld_adapters.logprobs import Draft, FinishReason, Score, TopLogprobs
 from uld_adapters.served import GREEDY, ServedBackend
-from uld_adapters.vocabulary.tokens import Vocabulary, ends_inside_character
+from uld_adapters.vocabulary.tokens import Vocabulary
+from uld_adapters.vocabulary.words import ends_inside_character
 
 CHUNK = 32  # positions that one request asks for
 BIAS = 1000.0  # added to a logit so that this token is written whatever the model thinks; the reported values stay raw

@@ -24,7 +24,8 @@ from uld_adapters.errors import (
 )
 from uld_adapters.logprobs import FinishReason
 from uld_adapters.registry import create_backend
-from uld_adapters.vocabulary.tokens import Vocabulary, ends_inside_character, load_tokenizer, tokenizer_fingerprint
+from uld_adapters.vocabulary.tokens import Vocabulary, load_tokenizer, tokenizer_fingerprint
+from uld_adapters.vocabulary.words import ends_inside_character
 
 RECORDED = Path(os.environ.get("ULD_SHARED", Path(__file__).parents[3] / "shared")) / "servers" / "recorded"
 needs_recordings = pytest.mark.skipif(not RECORDED.is_dir(), reason="needs the recorded answers (ULD_SHARED)")
