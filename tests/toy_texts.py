@@ -39,7 +39,7 @@ class TextModel:
         end = next(i for i, role in vocabulary.roles.items() if role is Role.END_OF_TEXT)
         self.mass: dict[Path, float] = defaultdict(float)
         for text, weight in texts.items():
-            path = (*vocabulary.encode(text), end)
+            path = (*vocabulary.encode(_begun(vocabulary, text)), end)
             for size in range(len(path) + 1):
                 self.mass[path[:size]] += weight
         self.followers: dict[Path, set[int]] = defaultdict(set)
@@ -61,18 +61,24 @@ class TextModel:
 def share(vocabulary: Vocabulary, texts: Mapping[bytes, float], prefix: bytes) -> dict[int | None, float]:
     """The oracle: s(c) by sums over all texts, None for the end of the text."""
     found: dict[int | None, float] = defaultdict(float)
+    place = len(_begun(vocabulary, prefix)) if prefix else 0
     for text, weight in texts.items():
         if not text.startswith(prefix):
             continue
-        at, ids = 0, vocabulary.encode(text)
+        at, ids = 0, vocabulary.encode(_begun(vocabulary, text))
         for token in ids:
-            if at == len(prefix):
+            if at == place:
                 found[token] += weight
             at += len(vocabulary.tokens[token])
         if len(text) == len(prefix):
             found[None] += weight
     total = sum(found.values())
     return {token: weight / total for token, weight in found.items()} if total else {}
+
+
+def _begun(vocabulary: Vocabulary, text: bytes) -> bytes:
+    """A text as the tokenizer begins it, with its dummy space."""
+    return b"" if vocabulary.spelling is None else vocabulary.spelling.start + text
 
 
 def walk(bridge: Bridge, tokens: Iterable[int]) -> tuple[Path, Place]:
@@ -99,12 +105,14 @@ class Asked:
 
 def expanded(bridge: Bridge, place: Place, candidates: list[int], asked: Asked, *, rounds: int) -> list[Shares]:
     """Readings from the least tree on, each with the open leaves of the one before."""
-    asked.add(bridge.nodes(place, candidates))
+    asked.add(bridge.cover(place))
+    asked.add(bridge.nodes(place, candidates, asked.rows))
     found = [bridge.read(place, candidates, asked.rows)]
+    asked.add(bridge.nodes(place, candidates, asked.rows, least=0.0))
     for _ in range(rounds):
+        found.append(bridge.read(place, candidates, asked.rows, least=1e-300))
         leaves = [path for weight, path in found[-1].open if weight > 0]
         if not leaves:
             break
         asked.add(leaves)
-        found.append(bridge.read(place, candidates, asked.rows))
     return found

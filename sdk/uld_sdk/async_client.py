@@ -10,7 +10,7 @@ from typing import Any, Self, Unpack
 from uld_adapters.backend import Backend, Capabilities
 from uld_adapters.errors import UsageError
 from uld_adapters.registry import create_backend
-from uld_adapters.vocabulary.classify import classify
+from uld_adapters.vocabulary.alignment import require_identity
 from uld_adapters.vocabulary.tokens import end_token_ids, tokenizer_fingerprint
 from uld_offset_models.shift import Rule
 from uld_sdk.generation import Answer, Settings
@@ -75,7 +75,7 @@ class AsyncUnlearnedClient:
         self._ends = end_token_ids(self.backend.tokenizer)
         said = self.options
         if said.assistant is not None and self._small is None:
-            alignment = classify(tokenizer_fingerprint(self.backend.tokenizer), self._manifest.tokenizer_sha256)
+            alignment = require_identity(tokenizer_fingerprint(self.backend.tokenizer), self._manifest.tokenizer_sha256)
             self._small = SmallSide.load(said.assistant, alignment, self.rule, base=said.assistant_base, device=said.device)
 
     def _render(self, prompt: Prompt, *, raw: bool) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from uld_adapters.vocabulary.classify import Alignment
+from uld_adapters.vocabulary.alignment import Alignment
 from uld_sdk.batching import SmallWorker
 
 

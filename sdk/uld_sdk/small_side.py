@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from uld_adapters.errors import ArtifactMismatch
-from uld_adapters.vocabulary.classify import Alignment
+from uld_adapters.vocabulary.alignment import Alignment
 from uld_offset_models.shift import Rule
 from uld_sdk.batching import SmallWorker
 from uld_sdk.prompts import Prompt, check_room, render_as_trained

@@ -22,6 +22,9 @@ Path = tuple[int, ...]
 Rows = Mapping[Path, Float[np.ndarray, "models rows"]]
 
 
+LEAST = 1e-4  # mass of a position below which a spelling is not looked at by itself
+
+
 @dataclass(frozen=True)
 class Place:
     """The end of a prefix: `tail` is what of it is open in the small model's tokens, `remote_tail` in the remote's.
@@ -89,26 +92,33 @@ class Bridge:
     def _theirs(self, place: Place) -> bytes:
         return b"" if place.pending else place.remote_tail
 
-    def cover(self, place: Place) -> list[Path]:
+    def ends(self, place: Place) -> list[Path]:
         """The paths at which the small model may stand when the prefix ends."""
         return [*self.small.paths(place.tail), *(overhang.path for overhang in self.small.overhangs(place.tail))]
 
-    def nodes(self, place: Place, candidates: Sequence[int], *, ahead: Iterable[int] = ()) -> set[Path]:
-        """All paths whose rows `read` needs; with `ahead` also those after these candidates."""
-        found = {path[:size] for path in self.cover(place) for size in range(len(path) + 1)}
-        for token in candidates:
-            if token not in self.remote.vocabulary.control:
-                exact, overhangs = self.small.onward(place.tail, self._ours(place, self.remote.tokens[token]))
-                found.update(path[:size] for path in exact for size in range(len(path)))
-                found.update(o.path[:size] for o in overhangs for size in range(len(o.path) + 1))
-        for token in ahead:
-            if token not in self.remote.vocabulary.control:
-                found.update(self.small.onward(place.tail, self._ours(place, self.remote.tokens[token]))[0])
-        return found
+    def cover(self, place: Place) -> list[Path]:
+        """These paths, and those that lead there."""
+        return beginnings(self.ends(place))
 
-    def read(self, place: Place, candidates: Sequence[int], rows: Rows) -> Shares:
-        """S(c) of the candidates from the rows of `nodes`; rows of further paths make the bounds narrower."""
-        weigher = Weigher(self.outcomes, self.small, rows, self.rows)
+    def nodes(self, place: Place, candidates: Sequence[int], rows: Rows, *, ahead: Iterable[int] = (), least: float = LEAST) -> set[Path]:
+        """The paths below those of `cover` whose rows `read` needs; with `ahead` also those after these candidates.
+
+        Spellings that go another way than the candidate's own are left out where the rows say that they weigh less than `least`.
+        """
+        found: set[Path] = set()
+        asked = {token: self._ours(place, self.remote.tokens[token]) for token in candidates if token not in self.remote.vocabulary.control}
+        for data in asked.values():
+            exact, overhangs = self.small.onward(place.tail, data)
+            found.update(path[:size] for path in exact for size in range(len(path)))
+            found.update(o.path[:size] for o in overhangs if _heavy(o.path, rows, least) for size in range(len(o.path) + 1))
+        for token in ahead:
+            if token in asked:
+                found.update(self.small.onward(place.tail, asked[token])[0])
+        return {path for path in found if path not in rows}
+
+    def read(self, place: Place, candidates: Sequence[int], rows: Rows, *, least: float = LEAST) -> Shares:
+        """S(c) of the candidates from the rows of `cover` and `nodes`; rows of further paths make the bounds narrower."""
+        weigher = Weigher(self.outcomes, self.small, rows, self.rows, least=least)
         models = weigher.models
         place_tally = self._boundary(weigher, place)
         columns = [self._candidate(weigher, place, token) for token in candidates]
@@ -160,3 +170,41 @@ class Bridge:
         for overhang in overhangs:
             weigher.tokens(event, overhang.path, overhang.ids, len(place.tail) + len(data) - overhang.at, data, tally)
         return tally
+
+
+def beginnings(paths: Iterable[Path]) -> list[Path]:
+    """The paths and all their beginnings, longer ones first."""
+    return list(dict.fromkeys(path[:size] for path in paths for size in range(len(path), -1, -1)))
+
+
+def _heavy(path: Path, rows: Rows, least: float) -> bool:
+    """Whether a path may weigh as much as `least`, as far as the rows tell."""
+    weight: Float[np.ndarray, " models"] | float = 0.0
+    for size, token in enumerate(path):
+        row = rows.get(path[:size])
+        if row is None:
+            break
+        weight = weight + row[:, token]
+    return bool(np.max(np.exp(weight)) >= least)
+
+
+def excess(shares: Shares) -> Float[np.ndarray, "3 candidates"]:
+    """Log s_a(c) - log s_u(c) in nats, its lower and its upper bound: the excess of ULD over the same sum under the uniform model.
+
+    Where the small model was not asked what follows a candidate, its text is taken to stay the candidate's as often as that of
+    the others, relative to the uniform model. Neutral candidates, and those that no text yields, have 0.
+    """
+    now, lower, upper = shares.now, shares.lower, shares.upper
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = np.log(now[0]) - np.log(now[-1])
+        held = np.log(shares.held[0]) - np.log(shares.held[-1])
+        known = np.isfinite(held)
+        if known.any():
+            value = np.where(known, value, value + held[known].mean())
+        least, most = np.log(lower[0]) - np.log(upper[-1]), np.log(upper[0]) - np.log(lower[-1])
+    silent = shares.neutral | ~np.isfinite(value)
+    least, most = np.where(np.isnan(least), -np.inf, least), np.where(np.isnan(most), np.inf, most)
+    found = np.stack([np.clip(value, least, most), least, most])
+    found[:, shares.neutral] = 0.0
+    found[0, silent] = 0.0
+    return found

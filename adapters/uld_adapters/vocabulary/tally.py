@@ -11,7 +11,6 @@ from uld_adapters.vocabulary.cover import Covers
 from uld_adapters.vocabulary.outcome import NONE, Outcomes
 
 Path = tuple[int, ...]
-SINGLY = 32  # tokens of one node that are looked at one by one; the rest of a larger group stays open as a whole
 
 
 @dataclass(frozen=True)
@@ -54,10 +53,15 @@ class Tally:
 
 
 class Weigher:
-    """Weighs events by the rows of the small models; one more model, the last, is uniform over the small vocabulary."""
+    """Weighs events by the rows of the small models; one more model, the last, is uniform over the small vocabulary.
 
-    def __init__(self, outcomes: Outcomes, small: Covers, rows: Mapping[Path, Float[np.ndarray, "models rows"]], size: int) -> None:
-        self.outcomes, self.small, self.rows, self.size = outcomes, small, rows, size
+    Tokens that no model gives `least` of the mass stay open as a group, without a look at each.
+    """
+
+    def __init__(
+        self, outcomes: Outcomes, small: Covers, rows: Mapping[Path, Float[np.ndarray, "models rows"]], size: int, *, least: float
+    ) -> None:
+        self.outcomes, self.small, self.rows, self.size, self.least = outcomes, small, rows, size, least
         self.models = next(iter(rows.values())).shape[0] + 1
         self._weights: dict[Path, Float[np.ndarray, " models"]] = {(): np.ones(self.models)}
 
@@ -90,6 +94,10 @@ class Weigher:
 
     def tokens(self, event: Event, path: Path, ids: Int[np.ndarray, " n"], skip: int, more: bytes, tally: Tally) -> None:
         """All texts that go on after a path with one of the tokens, of whose bytes the first `skip` are in the text already."""
+        if path not in self.rows:
+            known = next(size for size in range(len(path) + 1) if path[:size] not in self.rows)
+            tally.may += self.weight(path[:known])
+            return
         self._singly(event, path, ids, self.chance(path, ids), more, skip, tally, rest=tally.may)
 
     def _singly(
@@ -105,10 +113,10 @@ class Weigher:
         rest: Float[np.ndarray, " models"],
     ) -> None:
         weight = self.weight(path)
-        if len(ids) > SINGLY:
-            heaviest = np.argpartition(-chances[:-1].max(0), SINGLY)
-            rest += weight * chances[:, heaviest[SINGLY:]].sum(1)
-            ids, chances = ids[heaviest[:SINGLY]], chances[:, heaviest[:SINGLY]]
+        heavy = (weight[:-1, None] * chances[:-1]).max(0) >= self.least if self.least and len(ids) else np.ones(len(ids), dtype=bool)
+        if not heavy.all():
+            rest += weight * chances[:, ~heavy].sum(1)
+            ids, chances = ids[heavy], chances[:, heavy]
         for token, column in zip(ids.tolist(), chances.T, strict=True):
             self.leaf(event, (*path, token), more + self.small.tokens[token][skip:], weight * column, tally)
 
