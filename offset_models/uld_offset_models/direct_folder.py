@@ -38,7 +38,7 @@ def save_direct(output: Path, *, model: "WhiteBox", tokenizer: Any, manifest: Di
     """Write the folder beside its final name and rename it at the end; raises `SaveFailed` and leaves nothing under `output`."""
     check_output(output, overwrite=overwrite)
     with saving(output) as folder:
-        if model.lora:
+        if model.trainable == "lora":
             model.model.peft_config["default"].base_model_name_or_path = manifest.base.id
             # Asked to decide by itself whether embeddings belong in the file, peft looks for a config.json on the hub.
             model.model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)

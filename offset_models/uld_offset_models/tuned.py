@@ -21,13 +21,13 @@ class Tuned(torch.nn.Module):
     """`model` is a peft model for `lora` and `p-adapter`, for `full` the transformers model itself.
 
     A p-adapter is peft's p-tuning: embeddings made by a small encoder stand before those of the text. It is our reading of the word
-    in arXiv 2404.11045. Logits are those of the real rows of the head. With `bfloat16` it computes in that type, whatever type the
+    in arXiv 2404.11045. Logits are those of the real rows of the head. With `autocast` it computes in bfloat16, whatever type the
     weights are kept in.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, trainable: str, bfloat16: bool) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, trainable: str, autocast: bool) -> None:
         super().__init__()
-        self.model, self.trainable, self.bfloat16 = model, trainable, bfloat16
+        self.model, self.trainable, self.autocast = model, trainable, autocast
         self._virtual = trainable == "p-adapter"
         use_packed_attention(self.inner)
         self.vocabulary = len(real_rows(self.inner, tokenizer))
@@ -85,7 +85,7 @@ class Tuned(torch.nn.Module):
 
     def precision(self) -> torch.autocast:
         """The type that passes compute in."""
-        return torch.autocast(self.head.device.type, torch.bfloat16, enabled=self.bfloat16)
+        return torch.autocast(self.head.device.type, torch.bfloat16, enabled=self.autocast)
 
     @contextmanager
     def untuned(self) -> Iterator[None]:
@@ -98,7 +98,7 @@ class Tuned(torch.nn.Module):
             self._virtual = virtual
 
 
-def make_trainable(base: Any, *, trainable: str, rank: int, lora_alpha: int, virtual_tokens: int, seed: int) -> Any:
+def make_trainable(base: Any, *, trainable: str, rank: int, lora_alpha: int, seed: int, virtual_tokens: int = 0) -> Any:
     """Put a seeded adapter on a loaded model, or with `full` free all its weights."""
     if trainable == "full":
         return base.requires_grad_(True)
