@@ -51,7 +51,7 @@ class OffsetPair(Tuned):
         first_head: Tensor | None = None,
     ) -> None:
         super().__init__(model, tokenizer, trainable=trainable, autocast=autocast)
-        self.goal, self.beta, self.alpha, self.gate, self.target, self.states = goal, beta, alpha, gate, target, states
+        self.goal, self.beta, self.alpha, self.gate, self.target, self.frozen_states = goal, beta, alpha, gate, target, states
         if first_head is None and trainable == "full":
             first_head = self.head.detach().clone()
         self.register_buffer("first_head", first_head, persistent=False)
@@ -91,7 +91,7 @@ class OffsetPair(Tuned):
         untouched = 0
         for some, step in packs(rows):
             hidden = self.hidden(step)
-            frozen = torch.cat([self.states[row] for row in some]).to(hidden.device)
+            frozen = torch.cat([self.frozen_states[row] for row in some]).to(hidden.device)
             peaks = torch.cat([self._peaks(*part) for part in zip(hidden.split(_CHUNK), frozen.split(_CHUNK), strict=True)])
             untouched += sum(bool((peak <= margin).all()) for peak in torch.split(peaks, list(step.rows)))
         return untouched / len(rows)

@@ -140,10 +140,9 @@ def _train(recipe: "Recipe", sources: tuple[Any, Any], on_progress: OnProgress |
 
     def save() -> "Manifest":
         manifest = _manifest(prepared, trained, assistant)
-        assistant.adapter.peft_config["default"].base_model_name_or_path = manifest.base.id
         return save_artifact(
             prepared.output,
-            adapter=assistant.adapter,
+            model=assistant.adapter,
             gate=assistant.gate,
             tokenizer=prepared.tokenizer,
             manifest=manifest,

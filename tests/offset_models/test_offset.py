@@ -260,7 +260,7 @@ class Built:
     def lessons(self, **more: Any) -> OffsetLessons:
         kept = self.retain if not self.objective.endswith("none") else []
         steps = Steps(self.forget, kept, batch=3, seed=0, first=0, last=2, **more)
-        return OffsetLessons(steps, parse_goal(self.objective), self.refusals, self.pair.target, self.pair.states)
+        return OffsetLessons(steps, parse_goal(self.objective), self.refusals, self.pair.target, self.pair.frozen_states)
 
     def log_q(self, row: Encoded) -> tuple[Tensor, Tensor]:
         """Log q and log p_M over the vocabulary at each answer position, of a row alone, by the tail policy."""
