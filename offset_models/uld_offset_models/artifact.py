@@ -1,4 +1,4 @@
-"""A trained assistant or pair as a folder: adapter or weights, gate, tokenizer, card, and a manifest that pins every file by its SHA-256."""
+"""A trained assistant or pair as a folder: adapter or weights, gate, tokenizer, card, and a manifest with every file's SHA-256."""
 
 import hashlib
 import shutil
@@ -40,7 +40,9 @@ class Artifact:
     @property
     def small(self) -> "SmallModel":
         """The assistant, of a pair o'."""
-        return getattr(self.model, "tuned", self.model)
+        from uld_offset_models.pair import Pair
+
+        return self.model.tuned if isinstance(self.model, Pair) else self.model
 
     @property
     def context(self) -> int | None:
@@ -136,7 +138,8 @@ def save_artifact(
 ) -> Manifest:
     """Write the folder beside its final name and rename it at the end; returns the manifest with the files' hashes.
 
-    `model` is a peft model, or a transformers model to be saved whole. Raises `SaveFailed` (and leaves nothing under `output`) when the disk is full or not writable.
+    `model` is a peft model, or a transformers model to be saved whole. Raises `SaveFailed` (and leaves nothing under `output`) when the
+    disk is full or not writable.
     """
     output = Path(output)
     check_output(output, overwrite=overwrite)

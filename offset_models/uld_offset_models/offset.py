@@ -92,7 +92,7 @@ class OffsetPair(Tuned):
         for some, step in packs(rows):
             hidden = self.hidden(step)
             frozen = torch.cat([self.frozen_states[row] for row in some]).to(hidden.device)
-            peaks = torch.cat([self._peaks(*part) for part in zip(hidden.split(_CHUNK), frozen.split(_CHUNK), strict=True)])
+            peaks = torch.cat([self._peaks(*part) for part in zip(torch.split(hidden, _CHUNK), torch.split(frozen, _CHUNK), strict=True)])
             untouched += sum(bool((peak <= margin).all()) for peak in torch.split(peaks, list(step.rows)))
         return untouched / len(rows)
 

@@ -11,7 +11,7 @@ from uld_adapters.logprobs import TopLogprobs
 
 Method = Literal["uld", "offset"]
 Tail = Literal["truncate", "complete"]
-_SIGNS = {
+SIGNS = {
     "uld": "the formula subtracts what an assistant knows with an alpha of 0 or more: the minus is in the formula",
     "offset": "the formula adds a pair's change with an alpha of 0 or more: the pair itself was trained to forget",
 }
@@ -33,7 +33,7 @@ class Rule:
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha < np.inf:
-            raise UsageError(f"alpha is {self.alpha}", hint=_SIGNS[self.method])
+            raise UsageError(f"alpha is {self.alpha}", hint=SIGNS[self.method])
         if not 0 <= self.margin < np.inf:
             raise UsageError(f"margin is {self.margin} nats", hint="give 0 (off) or more; 3 is usual")
         if not 0 <= self.filter < 1:

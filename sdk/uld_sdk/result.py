@@ -31,8 +31,8 @@ class Report:
     `drafted` tokens came from the server, `accepted` stood. Of `positions` verified, `untouched` are proved to be the
     remote's own, `changed` carry another token than the remote wrote, `exact` are those of the full-vocabulary distribution, by
     nothing but what was reported; at the others the total variation is at most `largest_bound`, and at `completed` of these the
-    frozen small model stood for the tokens that were not reported (tail policy `complete`). `retokenised` counts how often a server that takes text
-    only was continued from another split of the same text.
+    frozen small model stood for the tokens that were not reported (tail policy `complete`). `retokenised` counts how often a
+    server that takes text only was continued from another split of the same text.
     """
 
     mode: str = "greedy"

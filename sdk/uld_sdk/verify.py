@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 
@@ -35,8 +35,12 @@ class SmallReading(Protocol):
     def excess(self) -> np.ndarray:
         """Log p_a(y|x) - log u(y), or of a pair c (log p_o'(y|x) - log p_o(y|x)), in nats, shape (rows,)."""
 
+
+class PairReading(SmallReading, Protocol):
+    """What a pair thinks at one prefix (uld_offset_models.pair_scorer.PairReading)."""
+
     def frozen(self) -> np.ndarray:
-        """Log p_o(y|x) of a pair's frozen model in nats, shape (rows,)."""
+        """Log p_o(y|x) of the frozen model in nats, shape (rows,)."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ def judge(
         shift = shift_of(reading.excess(), rule)
         known = whole = ensemble(top, shift, rule.filter)
         if known.tail and rule.tail == "complete" and not (sampling.greedy and known.beaten):
-            whole = ensemble(completed(top, reading.frozen()), shift, rule.filter)
+            whole = ensemble(completed(top, cast(PairReading, reading).frozen()), shift, rule.filter)
     filled = whole is not known
     cut = rule.filter > 0 or not sampling.uncut
     if sampling.greedy:
@@ -134,7 +138,7 @@ def judge(
         )
         order = _drawn(whole.ids, drawn, draft, drafted)
     kept = np.isfinite(drawn)
-    return Verdict(tuple(int(whole.ids[i]) for i in order if kept[i]), touched, bound == 0.0, bound, filled)
+    return Verdict(tuple(int(whole.ids[i]) for i in order if kept[i]), touched, bound == 0.0, bound, filled and bound > 0)
 
 
 def _joined(bound: float, known: tuple[np.ndarray, np.ndarray], filled: tuple[np.ndarray, np.ndarray], *, cut: bool) -> float:

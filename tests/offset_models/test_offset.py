@@ -131,9 +131,7 @@ def test_value_and_gradient_of_each_objective_equal_the_textbook(name: str, tail
         assert expected_gradients[0].abs().max() > 1e-3
 
 
-@given(
-    seed=st.integers(0, 1000), k=st.integers(1, VOCABULARY), tail=st.sampled_from(["truncate", "complete"]), alpha=st.floats(0.0, 3.0)
-)
+@given(seed=st.integers(0, 1000), k=st.integers(1, VOCABULARY), tail=st.sampled_from(["truncate", "complete"]), alpha=st.floats(0.0, 3.0))
 @settings(max_examples=60, deadline=None)
 def test_equal_models_leave_the_target_as_it_is(seed: int, k: int, tail: str, alpha: float) -> None:
     target, _, frozen, labels = inputs(seed)

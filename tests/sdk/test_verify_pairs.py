@@ -64,7 +64,7 @@ def estimate(top: TopLogprobs, pair: Pair, rule: Rule) -> np.ndarray:
     log_p[top.ids] = top.logprobs
     ends = bool(rule.filter) and top.logprobs[-1] < top.logprobs[0] + math.log(rule.filter)
     if rule.tail == "complete" and not top.complete and not ends:
-        mass, outside = 1 - np.exp(top.logprobs).sum(), [v for v in range(ROWS) if v not in top.ids]
+        mass, outside = max(1 - np.exp(top.logprobs).sum(), 1e-300), [v for v in range(ROWS) if v not in top.ids]
         share = np.exp(pair.frozen()[outside])
         log_p[outside] = np.log(mass * share / share.sum())
     return truth(log_p, pair, rule)
@@ -225,7 +225,9 @@ def test_a_soft_threshold_leaves_small_changes_alone() -> None:
     assert not untouched(0.51, rule)
 
 
-@pytest.mark.parametrize(("wrong", "words"), [({"alpha": -1.0, "method": "offset"}, "adds"), ({"alpha": -1.0}, "the minus is in the formula")])
+@pytest.mark.parametrize(
+    ("wrong", "words"), [({"alpha": -1.0, "method": "offset"}, "adds"), ({"alpha": -1.0}, "the minus is in the formula")]
+)
 def test_an_alpha_of_the_wrong_sign_is_told_the_formula(wrong: dict[str, float | str], words: str) -> None:
     with pytest.raises(UsageError, match=r"alpha is -1\.0") as caught:
         Rule(**wrong)

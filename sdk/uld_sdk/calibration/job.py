@@ -92,6 +92,11 @@ def calibrate(
     _check(connection, max_new_tokens=max_new_tokens, concurrency=concurrency)
     thresholds = Thresholds(forget_changed, retain_identical)
     manifest = read_manifest(artifact)
+    if manifest.method != "uld":
+        raise UsageError(
+            f"{artifact} is a pair, and calibrate sweeps assistants",
+            hint="give the client another alpha or margin, and compare its answers",
+        )
     before = Rule(manifest.alpha, manifest.margin, manifest.filter)
     axes = (
         grid_values("--alphas", alphas, ALPHAS, own=before.alpha),
