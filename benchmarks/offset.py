@@ -16,9 +16,14 @@ from uld_sdk.demo.plain import PlainAnswer
 HERE = Path(__file__).resolve().parent
 
 
+def say(line: str) -> None:
+    """Progress, indented."""
+    print(f"  {line}", flush=True)
+
+
 def begin(work: Path) -> tuple[Stage, dict[str, PlainAnswer]]:
     """The demo's model and rows."""
-    stage = set_stage(output=work, data=None, small=False, steps=None, max_seconds=None, on_line=lambda line: print(f"  {line}", flush=True))
+    stage = set_stage(output=work, data=None, small=False, steps=None, max_seconds=None, on_line=say)
     return stage, stage.own_answers(work)
 
 
@@ -31,7 +36,7 @@ def measure(work: Path) -> dict[str, Any]:
     """All three parts; what the server says of the rows is cached once."""
     report = pairs.run_pairs(
         output=work / "offset", top_logprobs=20, max_seconds=None, steps=None, open_report=False, data=None, small=False,
-        on_line=lambda line: print(f"  {line}", flush=True),
+        on_line=say,
     )  # fmt: skip
     stage, own = begin(work / "offset")
     data = rows(stage, own)

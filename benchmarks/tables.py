@@ -100,12 +100,12 @@ def offset(figures: dict[str, Any]) -> str:
         [[s["method"], s["seconds"], s["peak_mib"], s["gflops"], f"{s['seconds'] / uld['seconds']:.2f}"] for s in figures["steps"]],
     )
     return (
-        f"## Delta-unlearning\n\n{source(figures)}\nnpo+kl on SmolLM2-135M behind llama.cpp, top 20. Targets: a pair forgets (ROUGE-L at most "
-        f".60); a gated one forgets no less and keeps at least 90% of the retain answers identical.\n\n{compared}\n"
+        f"## Delta-unlearning\n\n{source(figures)}\nnpo+kl on SmolLM2-135M behind llama.cpp, top 20. Targets: a pair forgets (ROUGE-L at "
+        f"most .60); a gated one forgets no less and keeps at least 90% of the retain answers identical.\n\n{compared}\n"
         "Gradients from a top-k report against those from complete distributions: relative norm of the difference, median over batches. "
         f"Target: at most 10% from a completed top 20.\n\n{gradients}\n"
-        "One training step of 8 forget and 8 retain rows: ULD's assistant of 6 layers, npo+kl in the target's own LoRA (direct), npo+kl in a "
-        f"pair of whole models (offset), whose constants are cached.\n\n{costs}"
+        "One training step of 8 forget and 8 retain rows: ULD's assistant of 6 layers, npo+kl in the target's own LoRA (direct), npo+kl in "
+        f"a pair of whole models (offset), whose constants are cached.\n\n{costs}"
     )
 
 

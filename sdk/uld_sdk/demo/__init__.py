@@ -21,8 +21,8 @@ def run(
     """Run the demo, write `report.json` and `report.html` under `output`, and return the report.
 
     With method "offset" a pair is trained, plain and gated, towards npo+kl, and compared with the assistant of the preset gated; the
-    report shows the answers of the gated one. `data` is a folder with forget_train, forget_holdout, retain_train and retain_holdout.jsonl of one's own topic;
-    `small` takes a few rows and steps only; `on_line` receives each line of progress.
+    report shows the answers of the gated one. `data` is a folder with forget_train, forget_holdout, retain_train and
+    retain_holdout.jsonl of one's own topic; `small` takes a few rows and steps only; `on_line` receives each line of progress.
     """
     asked: dict[str, Any] = {
         "output": Path(output),

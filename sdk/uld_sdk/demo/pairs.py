@@ -7,6 +7,7 @@ from typing import Any
 from uld_sdk.demo.figures import build_report
 from uld_sdk.demo.job import Line, Stage, connected, finish, held_out, measure, set_stage, train_assistant, training_rows
 from uld_sdk.demo.plain import PlainAnswer
+from uld_sdk.demo.questions import KINDS
 from uld_sdk.demo.server import LlamaCppServer
 from uld_sdk.evaluation.answers import Answered, summarise
 
@@ -59,15 +60,16 @@ def cache_rows(stage: Stage, own: dict[str, PlainAnswer], *, folder: Path, top_l
     """The server's log-probabilities of all training rows, those of an earlier run where they still fit."""
     from uld_sdk.caching.job import cache
 
-    rows = {kind: training_rows(stage.questions, own, kind) for kind in ("forget", "retain")}
-    count = sum(map(len, rows.values()))
+    forget, retain = (training_rows(stage.questions, own, kind) for kind in KINDS)
+    count = len(forget) + len(retain)
     with (
         stage.clock.phase("caching", f"asking the server for its top {top_logprobs} log-probabilities of {count} training answers"),
         LlamaCppServer(stage.model, parallel=stage.plan.slots, threads=stage.plan.threads) as server,
     ):
         return cache(
             output=folder,
-            **rows,
+            forget=forget,
+            retain=retain,
             backend="llamacpp",
             base_url=server.url,
             base=str(stage.model),
