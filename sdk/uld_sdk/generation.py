@@ -155,6 +155,7 @@ class Answer:
             chosen = self._choose(verdict, drafted)
             # A better token may be one that cannot be sent back as text, or that the server's own cuts left out.
             exact, bound = (verdict.exact, verdict.bound) if whole and chosen == verdict.token else (False, 1.0)
+            report.completed += verdict.completed
         report.positions += 1
         report.untouched += not touched
         report.exact += exact
