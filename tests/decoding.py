@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from uld_adapters.vocabulary.alignment import Identity
 from uld_adapters.vocabulary.tokens import end_token_ids
 from uld_offset_models.assistant import Gate, SmallModel
-from uld_offset_models.scorer import Track
 from uld_offset_models.shift import Rule
 from uld_sdk.batching import SmallWorker
 from uld_sdk.generation import Answer, Settings
@@ -50,12 +49,20 @@ def speaking(target: Path, folder: Path) -> Path:
 
 
 async def answer(
-    backend: Any, worker: SmallWorker | None, prompt: str, *, sampling: Sampling, mode: Mode, draft: str | int = "stream", retries: int = 0
+    backend: Any,
+    worker: SmallWorker | None,
+    prompt: str,
+    *,
+    sampling: Sampling,
+    mode: Mode,
+    draft: str | int = "stream",
+    retries: int = 0,
+    rule: Rule = RULE,
 ) -> Result:
-    settings = Settings(RULE, sampling, mode, LENGTH, draft=draft, max_retries=retries)
+    settings = Settings(rule, sampling, mode, LENGTH, draft=draft, max_retries=retries)
     capabilities = await backend.probe()
     ids = render(backend.tokenizer, prompt)
-    reader = None if worker is None else Reader(worker, Identity(), ids, Track())
+    reader = None if worker is None else Reader(worker, Identity(), ids, worker.scorer.track())
     run = Answer(backend, capabilities, settings, ids, end_token_ids(backend.tokenizer), reader=reader)
     text, tokens, last = "", [], None
     async for piece in run.run():

@@ -90,6 +90,8 @@ class Answer:
     async def _one_request(self) -> AsyncGenerator[Piece]:
         settings = self.settings
         if settings.mode is Mode.PASS_THROUGH:
+            if self.reader is not None:
+                await self.reader.primed()  # nothing is being read while the split changes
             self._resume()
         start = self.report.positions
         asked = self.pace.ask(settings.max_new_tokens - start)
@@ -122,7 +124,7 @@ class Answer:
     async def _verify(self, tokens: list[int], positions: list[TopLogprobs]) -> AsyncGenerator[tuple[Piece | None, bool]]:
         """Judge drafted tokens in order, reading ahead with the small model in as few passes as can be."""
         self.report.drafted += len(tokens)
-        if self.reader is not None:
+        if self.reader is not None and tokens:
             await self.reader.primed()
         for at, (token, top) in enumerate(zip(tokens, positions, strict=True)):
             reading = None
@@ -153,6 +155,7 @@ class Answer:
             chosen = self._choose(verdict, drafted)
             # A better token may be one that cannot be sent back as text, or that the server's own cuts left out.
             exact, bound = (verdict.exact, verdict.bound) if whole and chosen == verdict.token else (False, 1.0)
+            report.completed += verdict.completed
         report.positions += 1
         report.untouched += not touched
         report.exact += exact
