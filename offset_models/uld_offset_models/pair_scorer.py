@@ -49,14 +49,15 @@ class PairReading:
 
     def excess(self) -> Float[np.ndarray, " rows"]:
         """The change d = c (log p_o'(y|x) - log p_o(y|x)) in nats for every real row of the vocabulary."""
-        tuned, frozen = self._logprobs()
+        tuned, frozen = self.logprobs()
         return (1.0 if self.gate is None else self.gate) * (tuned - frozen)
 
     def frozen(self) -> Float[np.ndarray, " rows"]:
         """Log p_o(y|x) in nats for every real row of the vocabulary."""
-        return self._logprobs()[1]
+        return self.logprobs()[1]
 
-    def _logprobs(self) -> Float[np.ndarray, "2 rows"]:
+    def logprobs(self) -> Float[np.ndarray, "2 rows"]:
+        """Log p_o' and log p_o in nats for every real row of the vocabulary."""
         rows = self.scorer.logprobs(self.hidden[:1], self.hidden[1:])[:, 0] if self.rows is None else self.rows
         return rows.double().cpu().numpy()
 
@@ -90,7 +91,7 @@ class PairScorer:
         readings = []
         for mine, theirs, (_, new) in zip(first, second, feed, strict=True):
             wanted = slice(0 if every else len(new) - 1, len(new))
-            readings.append(self._readings(mine[wanted], theirs[wanted]))
+            readings.append(self.readings(mine[wanted], theirs[wanted]))
         return readings
 
     @torch.inference_mode()
@@ -99,7 +100,8 @@ class PairScorer:
         heads = ((tuned, self.pair.tuned.head), (frozen, self.pair.frozen.head))
         return torch.stack([torch.log_softmax(torch.nn.functional.linear(hidden, head).float(), -1) for hidden, head in heads])
 
-    def _readings(self, tuned: Float[Tensor, "n width"], frozen: Float[Tensor, "n width"]) -> list[PairReading]:
+    def readings(self, tuned: Float[Tensor, "n width"], frozen: Float[Tensor, "n width"]) -> list[PairReading]:
+        """One reading for each two final hidden states."""
         gate = None if self.pair.tuned.gate is None else self.pair.tuned.gate(tuned).float()
         peaks = self._limits(tuned, frozen)
         peaks = peaks if gate is None else peaks * gate

@@ -96,10 +96,11 @@ class Scorer:
         readings = []
         for states, (_, new) in zip(hidden, feed, strict=True):
             wanted = states[: len(new)] if every else states[len(new) - 1 : len(new)]
-            readings.append(self._readings(wanted))
+            readings.append(self.readings(wanted))
         return readings
 
-    def _readings(self, hidden: Float[Tensor, "n hidden"]) -> list[Reading]:
+    def readings(self, hidden: Float[Tensor, "n hidden"]) -> list[Reading]:
+        """One reading for each final hidden state."""
         gate = None if self.model.gate is None else self.model.gate(hidden)
         limit = hidden.float().norm(dim=1) * self.radius
         peaks = limit if gate is None else limit * gate

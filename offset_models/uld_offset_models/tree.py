@@ -101,15 +101,15 @@ class Tree:
 
     def _masked(self, grown: list[_Grown]) -> list[dict[tuple[int, Path], Tensor]]:
         parameter = next(self.backbone.parameters())
-        past = max(len(one.growth.track.tokens) for one in grown)
+        past = max(one.growth.track.past for one in grown)
         width = max(len(one.tokens) for one in grown)
         ids = torch.zeros((len(grown), width), dtype=torch.long)
         where = torch.zeros((len(grown), width), dtype=torch.long)
         seen = torch.zeros((len(grown), 1, width, past + width), dtype=torch.bool)
         for row, one in enumerate(grown):
-            count = len(one.tokens)
+            count, virtual = len(one.tokens), one.growth.track.virtual
             ids[row, :count] = torch.tensor(one.tokens, dtype=torch.long)
-            lengths = torch.tensor(one.seen, dtype=torch.long)
+            lengths = torch.tensor(one.seen, dtype=torch.long) + virtual
             where[row, :count] = lengths + torch.tensor(one.depths(), dtype=torch.long)
             seen[row, 0, :count, :past] = torch.arange(past)[None] < lengths[:, None]
             seen[row, 0, :count, past : past + count] = one.ancestors()
@@ -147,7 +147,7 @@ class Tree:
         device = next(self.backbone.parameters()).device
         shapes: dict[tuple[int, int], list[int]] = {}
         for number, (track, new) in enumerate(jobs):
-            shapes.setdefault((len(track.tokens), len(new)), []).append(number)
+            shapes.setdefault((track.past, len(new)), []).append(number)
         found: dict[int, Tensor] = {}
         for (past, width), numbers in shapes.items():
             cache = _stacked([jobs[number][0] for number in numbers], past)
@@ -181,7 +181,7 @@ def _longest(paths: Sequence[tuple[int, Path]]) -> Iterator[tuple[int, Path]]:
 
 
 def _cut(track: Track, length: int) -> Track:
-    copy = Track(list(track.tokens), list(track.layers))
+    copy = Track(list(track.tokens), list(track.layers), track.virtual)
     copy.rollback(length)
     return copy
 
@@ -191,14 +191,14 @@ def _stacked(tracks: list[Track], past: int) -> Any:
     from transformers import DynamicCache
 
     cache = DynamicCache()
-    known = next((track.layers for track in tracks if track.tokens), [])
+    known = next((track.layers for track in tracks if track.past), [])
     for layer, (shape, _) in enumerate(known):
         parts = []
         for part in (0, 1):
             rows = shape.new_zeros((len(tracks), shape.shape[0], past, shape.shape[2]))
             for row, track in enumerate(tracks):
-                if track.tokens:
-                    rows[row, :, : len(track.tokens)] = track.layers[layer][part]
+                if track.past:
+                    rows[row, :, : track.past] = track.layers[layer][part]
             parts.append(rows)
         cache.update(parts[0], parts[1], layer)
     return cache
@@ -209,7 +209,7 @@ def _keep(growth: Growth, cache: Any, row: int, past: int) -> None:
     track, count = growth.track, len(growth.chain)
     if not count:
         return
-    old = len(track.tokens)
+    old = track.past
     track.layers = [
         tuple(torch.cat([t[row, :, :old], t[row, :, past : past + count]], 1) for t in (kv.keys, kv.values))  # type: ignore[misc]
         for kv in cache.layers

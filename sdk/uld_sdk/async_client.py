@@ -10,9 +10,9 @@ from typing import Any, Self, Unpack
 from uld_adapters.backend import Backend, Capabilities
 from uld_adapters.errors import UsageError
 from uld_adapters.registry import create_backend
-from uld_adapters.vocabulary.alignment import require_identity
-from uld_adapters.vocabulary.tokens import end_token_ids, tokenizer_fingerprint
+from uld_adapters.vocabulary.tokens import end_token_ids
 from uld_offset_models.shift import Rule
+from uld_sdk.aligning import align
 from uld_sdk.generation import Answer, Settings
 from uld_sdk.keywords import chosen, spelled
 from uld_sdk.options import Connection, ConnectionKeywords, Generation, GenerationKeywords, ScoreKeywords, Scoring
@@ -47,6 +47,7 @@ class AsyncUnlearnedClient:
         own = said.backend == "hf" and isinstance(said.model, str | Path)  # such a model brings its tokenizer
         self._borrowed = tokenizer is None and said.assistant is not None and isinstance(said.backend, str) and not own
         self.backend = self._reach(said, str(said.assistant) if self._borrowed else tokenizer)
+        self.alignment = "identity"
         self._small: SmallSide | None = None
         self._ends: frozenset[int] = frozenset()
         self._capabilities: Capabilities | None = None
@@ -76,8 +77,10 @@ class AsyncUnlearnedClient:
         self._ends = end_token_ids(self.backend.tokenizer)
         said = self.options
         if said.assistant is not None and self._small is None:
-            alignment = require_identity(tokenizer_fingerprint(self.backend.tokenizer), self._manifest.tokenizer_sha256)
-            self._small = SmallSide.load(said.assistant, alignment, self.rule, base=said.assistant_base, device=said.device)
+            mark = self._manifest.tokenizer_sha256
+            aligned = align(self.backend.tokenizer, said.assistant, fingerprint=mark, rule=self.rule, wanted=said.alignment)
+            self.rule, self.alignment = aligned.rule, aligned.mode
+            self._small = SmallSide.load(said.assistant, aligned.alignment, self.rule, base=said.assistant_base, device=said.device)
 
     def _render(self, prompt: Prompt, *, raw: bool) -> list[int]:
         ids = render(self.backend.tokenizer, prompt, raw=raw)
@@ -111,7 +114,7 @@ class AsyncUnlearnedClient:
             trace=said.trace,
         )
         reader = None if self._small is None else self._small.reader(prompt, raw=asked.raw, new=asked.max_new_tokens)
-        return Answer(self.backend, capabilities, settings, ids, self._ends, reader=reader)
+        return Answer(self.backend, capabilities, settings, ids, self._ends, reader=reader, alignment=self.alignment)
 
     @spelled(Generation)
     async def stream(self, prompt: Prompt, **options: Unpack[GenerationKeywords]) -> AsyncGenerator[Piece]:
@@ -177,7 +180,7 @@ class AsyncUnlearnedClient:
         check_room(len(ids), len(tokens), capabilities.context, whose="the model's")
         reader = None if self._small is None else self._small.reader(prompt, raw=asked.raw, new=len(tokens))
         score = await self.backend.score(ids, tokens)
-        readings: list[Any] = [None] * len(tokens) if reader is None else list(await reader.along(tokens))
+        readings: list[Any] = [None] * len(tokens) if reader is None else list(await reader.along(tokens, score.positions))
         return score_continuation(score, readings, self.rule)
 
     async def close(self) -> None:

@@ -9,14 +9,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from uld_adapters.errors import ContextExceeded
 from uld_adapters.logprobs import TopLogprobs
-from uld_adapters.vocabulary.bridge import Path, Place, Rows, Shares, beginnings, excess
-from uld_offset_models.shift import Rule
+from uld_adapters.vocabulary.bridge import Path, Place, Rows, Shares, beginnings, change, excess
+from uld_offset_models.shift import Rule, untouched
 from uld_sdk.batching import SmallWorker
 from uld_sdk.certainty import shifted_bound
 
-UNKNOWN = -50.0  # nats of excess of a token that nobody asked about: with a margin no shift, without one any
+UNKNOWN = 50.0  # nats that a token may have which nobody asked about
 AHEAD, LIKELY = 4, 0.02  # candidates after which the small model is read on, and the least p_M that they need
+LONGEST_PATH = 32  # tokens that may stand beyond the certain ones
 AT_ONCE, MOST = 16, 256  # leaves opened in one pass, and in all, when a bound is too wide
 
 
@@ -25,6 +27,9 @@ class Weighing(Protocol):
 
     def start(self) -> Place:
         """The place at the start of a text."""
+
+    def begin(self, text: bytes) -> tuple[Path, Place]:
+        """The place after a text that is known."""
 
     def step(self, place: Place, token: int) -> tuple[Path, Place]:
         """Go on by one of the remote's tokens."""
@@ -66,14 +71,14 @@ class BridgedReading:
     place: Place
     nodes: dict[Path, Any]
     rows: dict[Path, np.ndarray] = field(default_factory=dict)
-    values: np.ndarray | None = None  # excess by the remote's ids: value, least, most
-    tail: float = 0.0
+    values: np.ndarray | None = None  # excess or change by the remote's ids: value, least, most
+    quiet: bool = False
 
     @property
     def peak(self) -> float:
-        """The largest excess over the small model's tokens, in nats; once settled, over what the remote reported."""
-        if self.values is not None:
-            return float(self.values[2].max())
+        """The largest excess (of a pair the largest size of a change) over the small model's tokens, in nats; 0 once it is quiet."""
+        if self.quiet:
+            return 0.0
         return float(max(self.nodes[path].peak for path in self.bridging.weighing.ends(self.place)))
 
     @property
@@ -83,7 +88,7 @@ class BridgedReading:
         return None if gates[0] is None else float(max(gates))
 
     def excess(self) -> np.ndarray:
-        """Log s_a - log s_u in nats by the remote's ids, shape (rows,)."""
+        """Log s_a - log s_u, of a pair c log((s' + k) / (s + k)), in nats by the remote's ids, shape (rows,)."""
         return self._settled()[0]
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
@@ -107,18 +112,33 @@ class BridgedReading:
         return self.rows
 
     def settle(self, ids: Sequence[int]) -> Shares:
-        """Judge the remote's tokens by what has been read."""
+        """Judge the remote's tokens by what has been read; the reading is quiet if none of them can have a shift."""
+        rule = self.bridging.rule
         shares = self.bridging.weighing.read(self.place, ids, self._known())
-        self.values = np.full((3, self.bridging.rows), UNKNOWN)
-        self.values[:, np.asarray(ids, dtype=np.int64)] = excess(shares)
+        pair = rule.method == "offset"
+        known = change(shares, self._gate_of(shares)) if pair else excess(shares)
+        # Beyond the report: as large a shift as can be, which under a margin of ULD is none.
+        self.values = np.full((3, self.bridging.rows), UNKNOWN if pair else -UNKNOWN)
+        self.values[:, np.asarray(ids, dtype=np.int64)] = known
+        largest = np.abs(known[1:]).max() if pair else known[2].max()
+        self.quiet = bool(largest <= rule.margin) and (pair or rule.margin > 0)
         return shares
+
+    def _gate_of(self, shares: Shares) -> float | None:
+        """The gate at the places at which the tuned model stands, by their weight."""
+        gates = [(self.nodes[path].gate, float(weight[0])) for path, weight in shares.standing if path in self.nodes]
+        if not gates or gates[0][0] is None:
+            return None
+        total = sum(weight for _, weight in gates)
+        return sum(float(gate) * weight for gate, weight in gates if gate is not None) / total if total > 0 else float(gates[0][0])
 
 
 @dataclass
 class BridgeReader:
     """Reads along an answer whose tokens are the remote's: the same as `Reader`, with a tree at each position.
 
-    `prompt` is the small model's own rendering; the answer begins a new text. Of the answer the track holds the tokens that are
+    `prompt` is the small model's own rendering, and the answer begins a new text; or `begun` is a text that the answer continues,
+    and the prompt what stands before it. Of the answer the track holds the tokens that are
     certain whatever follows; what is open is read as branches below them.
     """
 
@@ -126,6 +146,8 @@ class BridgeReader:
     bridging: Bridging
     prompt: Sequence[int]
     track: Any
+    begun: bytes | None = None
+    context: int | None = None
     ready: deque[BridgedReading] = field(default_factory=deque)
     task: asyncio.Task[list[BridgedReading]] | None = None
     seconds: float = 0.0
@@ -134,7 +156,10 @@ class BridgeReader:
     _reports: dict[int, TopLogprobs] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._places = [(len(self.prompt), self.bridging.weighing.start())]
+        weighing = self.bridging.weighing
+        certain, place = ((), weighing.start()) if self.begun is None else weighing.begin(self.begun)
+        self.prompt = [*self.prompt, *certain]
+        self._places = [(len(self.prompt), place)]
 
     @property
     def fed(self) -> int:
@@ -172,11 +197,18 @@ class BridgeReader:
             length += len(certain)
             places.append((length, place))
         asked = (places or [self._places[-1]])[-1:] if last else places
+        if self.context is not None and length + LONGEST_PATH > self.context:
+            raise ContextExceeded(
+                f"the answer takes more than {self.context - LONGEST_PATH} of the assistant's own tokens, with the prompt",
+                hint="shorten the prompt or lower max_new_tokens: the assistant's tokens are shorter than the large model's",
+            )
         paths = {(at, path) for at, place in asked for path in weighing.cover(place)}
-        readings = await self.worker.read(self.track, (chain, sorted(paths)), every=not first)
+        readings: Any = await self.worker.read(self.track, (chain, sorted(paths)), every=not first)
         self._tokens += tokens
         self._places += places
-        return [BridgedReading(self.bridging, at, place, {path: readings[at, path] for path in weighing.cover(place)}) for at, place in asked]
+        return [
+            BridgedReading(self.bridging, at, place, {path: readings[at, path] for path in weighing.cover(place)}) for at, place in asked
+        ]
 
     def next(self, position: int) -> BridgedReading:
         """The reading of the answer's position `position`, which must be the next that waits."""
@@ -189,12 +221,26 @@ class BridgeReader:
         """What the remote reported at `position` and after it: the readings of all these are settled in one pass."""
         self._reports = {position + number: top for number, top in enumerate(reports)}
 
-    async def settle_for(self, reading: BridgedReading, position: int, top: TopLogprobs, *, also: Sequence[int] = ()) -> None:
+    async def along(self, tokens: Sequence[int], reports: Sequence[TopLogprobs]) -> list[BridgedReading]:
+        """The readings at the prefix of each token of a given text with its reports, for a reader that has read nothing."""
+        try:
+            self.prime([])
+            await self.primed()
+            if len(tokens) > 1:
+                await self.read(tokens[:-1])
+            readings = list(self.ready)
+            touched = [at for at, reading in enumerate(readings) if not untouched(reading.peak, self.bridging.rule)]
+            await self._settle([(readings[at], reports[at], tokens[at : at + 1]) for at in touched])
+            return readings
+        finally:
+            await self.aclose()
+
+    async def informed(self, reading: BridgedReading, position: int, top: TopLogprobs, *, also: Sequence[int] = ()) -> None:
         """Judge the tokens reported at a position, and with it those of the touched positions after it that are known already."""
         start = time.perf_counter()
         waiting = [(reading, top, list(also))]
         for number, later in enumerate(self.ready, start=position + 1):
-            if number in self._reports and later.values is None and later.peak > self.bridging.rule.margin:
+            if number in self._reports and later.values is None and not untouched(later.peak, self.bridging.rule):
                 waiting.append((later, self._reports[number], []))
         await self._settle(waiting)
         self.seconds += time.perf_counter() - start
@@ -208,14 +254,17 @@ class BridgeReader:
         await self._add([(reading, missing) for reading, _, missing in wanted])
         for (reading, ids, _), (_, top, _) in zip(wanted, waiting, strict=True):
             shares = reading.settle(ids)
-            reading.tail = top.tail_mass
             if self.bridging.exact:
                 await self._narrow(reading, ids, top, shares)
 
     async def _narrow(self, reading: BridgedReading, ids: list[int], top: TopLogprobs, shares: Shares) -> None:
         """Open the heaviest leaves until the bound is within the tolerance, or too many have been opened."""
         opened = 0
-        while shares.open and opened < MOST and shifted_bound(top, *reading.bounds(), reading.excess(), self.bridging.rule) > self.bridging.tolerance:
+        while (
+            shares.open
+            and opened < MOST
+            and shifted_bound(top, *reading.bounds(), reading.excess(), self.bridging.rule) > self.bridging.tolerance
+        ):
             heaviest = [path for weight, path in shares.open[:AT_ONCE] if weight > 0]
             if not heaviest:
                 return
@@ -227,7 +276,7 @@ class BridgeReader:
         paths = sorted({(reading.at, path) for reading, missing in asked for path in missing})
         if not paths:
             return
-        found = await self.worker.read(self.track, ([], paths), every=True)
+        found: Any = await self.worker.read(self.track, ([], paths), every=True)
         for reading, missing in asked:
             reading.nodes |= {path: found[reading.at, path] for path in missing}
 

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from uld_adapters.logprobs import TopLogprobs
-from uld_offset_models.shift import Rule, uld_shift
+from uld_offset_models.shift import Rule, shift_of
 from uld_sdk.sampling import Sampling
 from uld_sdk.verify import Verdict
 
@@ -20,7 +20,7 @@ def shifted_bound(
     *,
     temperature: float = 1.0,
 ) -> float:
-    """Total variation, at most, between q from `excess` and q from any excess between `least` and `most` (nats).
+    """Total variation, at most, between q from `excess` and q from anything between `least` and `most` (excess or change, in nats).
 
     With weights w = p_M exp(g) a token has at most w_high / (w_high + the others' w_low), and at least w_low / (w_low + their w_high).
     """
@@ -37,13 +37,53 @@ def shifted_bound(
     return bound if bound > 1e-9 else 0.0
 
 
-def _scores(top: TopLogprobs, least: np.ndarray, most: np.ndarray, excess: np.ndarray, rule: Rule) -> tuple[np.ndarray, ...]:
-    """Log p_M + g in nats over the kept set: the least, the most, and as taken."""
-    real = top.ids < excess.size
+def _kept(top: TopLogprobs, rows: int, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
+    """The kept set F with log p_M in nats."""
+    real = top.ids < rows
     ids, logprobs = top.ids[real], top.logprobs[real]
     kept = logprobs >= logprobs[:1] + np.log(rule.filter) if rule.filter > 0 else np.ones(ids.size, dtype=bool)
-    ids, logprobs = ids[kept], logprobs[kept]
-    return tuple(logprobs + uld_shift(values[ids], rule) for values in (most, least, excess))
+    return ids[kept], logprobs[kept]
+
+
+def _scores(top: TopLogprobs, least: np.ndarray, most: np.ndarray, excess: np.ndarray, rule: Rule) -> tuple[np.ndarray, ...]:
+    """Log p_M + g in nats over the kept set: the least, the most, and as taken."""
+    ids, logprobs = _kept(top, excess.size, rule)
+    ends = [shift_of(values[ids], rule) for values in (least, most)]
+    return logprobs + np.minimum(*ends), logprobs + np.maximum(*ends), logprobs + shift_of(excess[ids], rule)
+
+
+def score_bounds(
+    token: int,
+    value: float,
+    top: TopLogprobs,
+    bounds: tuple[Float[np.ndarray, " rows"], Float[np.ndarray, " rows"]],
+    rule: Rule,
+) -> tuple[float, float]:
+    """Both ends of log q of a token at a touched position; `value` is log p_M of it in nats, NaN where it is not known.
+
+    The token's weight and the others' lie between those of the least and the most shift; the unreported tail weighs from nothing
+    to its mass with the largest shift.
+    """
+    low, high, _ = _scores(top, *bounds, bounds[0], rule)
+    ids = _kept(top, bounds[0].size, rule)[0]
+    floor = top.logprobs[0] + np.log(rule.filter) if rule.filter > 0 else -np.inf
+    tail = 0.0 if top.complete or top.logprobs[-1] < floor else top.tail_mass
+    ends = [shift_of(values, rule) for values in bounds]
+    outside = np.ones(bounds[0].size, dtype=bool)
+    outside[top.ids[top.ids < outside.size]] = False
+    unseen = np.log(tail) + max(float(end[outside].max()) for end in ends) if tail and outside.any() else -np.inf
+    mine = ids == token
+    if mine.any():
+        least, most = float(low[mine][0]), float(high[mine][0])
+    elif np.isnan(value) and tail:
+        least, most = -np.inf, float(top.logprobs[-1]) + float(max(end[token] for end in ends))
+    elif tail and value >= floor:
+        least, most = (value + float(pick(end[token] for end in ends)) for pick in (min, max))
+    else:
+        return -np.inf, -np.inf
+    others = [np.logaddexp.reduce(scores[~mine]) if (~mine).any() else -np.inf for scores in (low, high)]
+    widest = np.logaddexp(np.logaddexp(others[1], unseen), least)
+    return (least - float(widest) if np.isfinite(least) else -np.inf), min(0.0, most - float(np.logaddexp(others[0], most)))
 
 
 def widened(

@@ -13,6 +13,8 @@ from uld_adapters.http import TALLY, Tally, seconds_before_retry
 from uld_adapters.logprobs import TopLogprobs
 from uld_offset_models.shift import Rule
 from uld_sdk.arrivals import arriving
+from uld_sdk.bridge_reading import BridgeReader
+from uld_sdk.certainty import widened
 from uld_sdk.pace import Pace
 from uld_sdk.reading import Reader
 from uld_sdk.result import Piece, Report, Result, Step, Usage
@@ -50,13 +52,14 @@ class Answer:
         prompt: Sequence[int],
         end_ids: frozenset[int],
         *,
-        reader: Reader | None = None,
+        reader: Reader | BridgeReader | None = None,
+        alignment: str = "identity",
     ) -> None:
         self.backend, self.capabilities, self.settings = backend, capabilities, settings
         self.end_ids = end_ids
         self.written = Written(backend.tokenizer, prompt, settings.stop)
         self.reader = reader
-        self.report = Report(mode=settings.mode.value, top_logprobs=capabilities.top_logprobs)
+        self.report = Report(mode=settings.mode.value, alignment=alignment, top_logprobs=capabilities.top_logprobs)
         self.steps: list[Step] = []
         self.finish: str | None = None
         self.pace = Pace(settings.draft if capabilities.streams or settings.draft != "stream" else "auto")
@@ -126,6 +129,7 @@ class Answer:
         self.report.drafted += len(tokens)
         if self.reader is not None and tokens:
             await self.reader.primed()
+            self.reader.told(len(self.written), positions)
         for at, (token, top) in enumerate(zip(tokens, positions, strict=True)):
             reading = None
             if self.reader is not None:
@@ -139,7 +143,7 @@ class Answer:
 
     async def _decide(self, drafted: int, top: TopLogprobs, reading: Any) -> tuple[Piece | None, bool]:
         settings, report = self.settings, self.report
-        touched = is_touched(reading, settings.rule)
+        touched = await self._touched(reading, top)
         if touched and settings.on_touched == "refuse":
             report.positions += 1
             self.finish = "refusal"
@@ -150,12 +154,18 @@ class Answer:
             if settings.mode is Mode.PASS_THROUGH and self.capabilities.processed:
                 processed = top
                 top, whole = await self._raw_report(top)
+                touched = await self._touched(reading, top)
             rule, sampling = settings.rule, settings.sampling
             verdict = judge(top, reading, rule, sampling, settings.mode, report.positions, drafted=drafted, processed=processed)
+            if touched and (bounds := reading.bounds()) is not None:
+                verdict = widened(verdict, top, bounds, reading.excess(), rule, sampling)
             chosen = self._choose(verdict, drafted)
             # A better token may be one that cannot be sent back as text, or that the server's own cuts left out.
             exact, bound = (verdict.exact, verdict.bound) if whole and chosen == verdict.token else (False, 1.0)
             report.completed += verdict.completed
+        if reading is not None and reading.quiet and top.tail_mass:  # nothing reported is moved; what is not reported may be
+            exact, bound = False, max(bound, top.tail_mass)
+            report.untouched_but_for = max(report.untouched_but_for, top.tail_mass)
         report.positions += 1
         report.untouched += not touched
         report.exact += exact
@@ -169,6 +179,13 @@ class Answer:
         stands = chosen == drafted
         report.accepted += stands
         return self._emit(chosen, stands=stands), stands
+
+    async def _touched(self, reading: Any, top: TopLogprobs) -> bool:
+        """Whether the small model moves anything here; one of another vocabulary may have to look at the reported tokens first."""
+        if not is_touched(reading, self.settings.rule) or self.reader is None:
+            return is_touched(reading, self.settings.rule)
+        await self.reader.informed(reading, len(self.written), top)
+        return is_touched(reading, self.settings.rule)
 
     def _choose(self, verdict: Verdict, drafted: int) -> int:
         """The best token after which the server can go on; at a touched position never a draft that is not the best of all."""

@@ -33,9 +33,14 @@ class Report:
     nothing but what was reported; at the others the total variation is at most `largest_bound`, and at `completed` of these the
     frozen small model stood for the tokens that were not reported (tail policy `complete`). `retokenised` counts how often a
     server that takes text only was continued from another split of the same text.
+
+    `alignment` says how the assistant's tokens were told in the remote's: identity, permutation, bridge, bridge-exact, or path
+    (approximate, with no bound). Under a bridge a position may be untouched as far as it was reported only: then the claim holds
+    but for a probability of at most `untouched_but_for` a position, the mass of the tokens that were not reported.
     """
 
     mode: str = "greedy"
+    alignment: str = "identity"
     top_logprobs: int | None = None
     requests: int = 0
     drafted: int = 0
@@ -45,6 +50,7 @@ class Report:
     changed: int = 0
     exact: int = 0
     largest_bound: float = 0.0
+    untouched_but_for: float = 0.0
     completed: int = 0
     retokenised: int = 0
     seconds_server: float = 0.0

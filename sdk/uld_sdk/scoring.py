@@ -7,6 +7,8 @@ import numpy as np
 
 from uld_adapters.logprobs import Score, TopLogprobs
 from uld_offset_models.shift import Ensemble, Rule, completed, ensemble, shift_of
+from uld_sdk.bridge_reading import BridgedReading
+from uld_sdk.certainty import score_bounds
 from uld_sdk.result import ScoreResult
 from uld_sdk.verify import is_touched
 
@@ -29,6 +31,9 @@ def score_continuation(score: Score, readings: Sequence[Any], rule: Rule) -> Sco
             q = ensemble(top, shift, rule.filter)
             low, high = _bounds(token, float(value), top, q, shift, rule)
             estimate = high
+            if isinstance(reading, BridgedReading):
+                low, high = score_bounds(token, float(value), top, reading.bounds(), rule)
+                estimate = min(max(estimate, low), high)
             if q.tail and rule.tail == "complete":
                 whole = ensemble(completed(top, reading.frozen()), shift, rule.filter)
                 inside = np.flatnonzero(whole.ids == token)

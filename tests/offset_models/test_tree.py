@@ -10,7 +10,7 @@ import torch
 from decoding import likeness
 from uld_offset_models.scorer import Scorer, Track
 from uld_offset_models.tree import Growth, Tree, takes_masks
-from uld_offset_models.tree_scorer import TreeScorer, TreeTrack
+from uld_offset_models.tree_scorer import TreeScorer
 
 PROMPTS = [[5, 17, 80, 300, 41], [9, 9, 200]]
 CHAINS = [[12, 77, 60], [61]]
@@ -70,7 +70,7 @@ def test_sliding_windows_are_read_path_by_path(kind: str) -> None:
 def test_a_scorer_of_trees_thinks_as_the_plain_one(tiny_target: Path) -> None:
     model = likeness(tiny_target)
     scorer, trees = Scorer(model), TreeScorer(Scorer(model))
-    tracks = [TreeTrack() for _ in PROMPTS]
+    tracks = [trees.track() for _ in PROMPTS]
     trees.read([(track, (prompt, ())) for track, prompt in zip(tracks, PROMPTS, strict=True)], every=False)
     assert [list(track.states) for track in tracks] == [[5], [3]], "of a prompt only the last state is kept"
     found = trees.read([(t, (chain, paths)) for t, chain, paths in zip(tracks, CHAINS, PATHS, strict=True)])

@@ -8,6 +8,7 @@ of c. Pure: the small model is a function from paths of its tokens to rows of lo
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -15,14 +16,11 @@ from jaxtyping import Bool, Float
 from uld_adapters.vocabulary.control import matched
 from uld_adapters.vocabulary.cover import Covers
 from uld_adapters.vocabulary.outcome import Outcomes
-from uld_adapters.vocabulary.tally import Event, Tally, Weigher
+from uld_adapters.vocabulary.tally import LEAST, Event, Tally, Weigher
 from uld_adapters.vocabulary.tokens import Vocabulary
 
 Path = tuple[int, ...]
 Rows = Mapping[Path, Float[np.ndarray, "models rows"]]
-
-
-LEAST = 1e-4  # mass of a position below which a spelling is not looked at by itself
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,7 @@ class Shares:
     held: Float[np.ndarray, "models candidates"]
     neutral: Bool[np.ndarray, " candidates"]
     open: tuple[tuple[float, Path], ...]
+    standing: tuple[tuple[Path, Float[np.ndarray, " models"]], ...] = ()
 
 
 class Bridge:
@@ -68,12 +67,17 @@ class Bridge:
         self.rows = small.rows
         counterparts = set(self.control.values())
         self.void = np.array([i for i in sorted(small.control) if i not in counterparts], dtype=np.int64)
-        self._texts = {data: token for token in small.atomic for data in [small.tokens[token]]}
 
     def start(self) -> Place:
         """The place at the start of a text."""
         ours, theirs = self.small.spelling.start, self.remote.spelling.start
         return Place(ours, theirs, theirs) if ours != theirs else Place(ours, theirs)
+
+    def begin(self, text: bytes) -> tuple[Path, Place]:
+        """The place after a text that is known, such as a prompt without a template."""
+        place = self.start()
+        certain, tail = self.small.advance(place.tail + text)
+        return certain, Place(tail, self.remote.advance(place.remote_tail + text)[1])
 
     def step(self, place: Place, token: int) -> tuple[Path, Place]:
         """Go on by one of the remote's tokens: the small model's tokens that are certain by now, and the new place."""
@@ -110,7 +114,8 @@ class Bridge:
         for data in asked.values():
             exact, overhangs = self.small.onward(place.tail, data)
             found.update(path[:size] for path in exact for size in range(len(path)))
-            found.update(o.path[:size] for o in overhangs if _heavy(o.path, rows, least) for size in range(len(o.path) + 1))
+            astray = (o.path for o in overhangs if o.path not in rows)
+            found.update(path[:size] for path in astray if _heavy(path, rows, least) for size in range(len(path) + 1))
         for token in ahead:
             if token in asked:
                 found.update(self.small.onward(place.tail, asked[token])[0])
@@ -120,35 +125,42 @@ class Bridge:
         """S(c) of the candidates from the rows of `cover` and `nodes`; rows of further paths make the bounds narrower."""
         weigher = Weigher(self.outcomes, self.small, rows, self.rows, least=least)
         models = weigher.models
-        place_tally = self._boundary(weigher, place)
+        place_tally, standing = self._boundary(weigher, place)
         columns = [self._candidate(weigher, place, token) for token in candidates]
         lower, now, upper, held = (np.empty((models, len(columns))) for _ in range(4))
         for at, tally in enumerate(columns):
             lower[:, at], now[:, at], upper[:, at] = tally.yes, tally.yes + tally.now, tally.yes + tally.now + tally.may
             held[:, at] = tally.held
-        least, likely = place_tally.yes[:, None], (place_tally.yes + place_tally.now)[:, None]
+        sure, likely = place_tally.yes[:, None], (place_tally.yes + place_tally.now)[:, None]
         most = likely + place_tally.may[:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
-            shares = [np.nan_to_num(part) for part in (now / np.maximum(likely, now), lower / most, upper / np.maximum(least, upper))]
+            shares = [np.nan_to_num(part) for part in (now / np.maximum(likely, now), lower / most, upper / np.maximum(sure, upper))]
             slack = np.nan_to_num((upper - now) / np.maximum(likely, now))
         neutral = np.array([self._neutral(token) for token in candidates], dtype=bool)
         leaves = sorted((leaf for tally in [place_tally, *columns] for leaf in tally.leaves), reverse=True)
-        return Shares(shares[0], shares[1], shares[2], slack, held, neutral, tuple(leaves))
+        return Shares(shares[0], shares[1], shares[2], slack, held, neutral, tuple(leaves), tuple(standing))
 
     def _neutral(self, token: int) -> bool:
         if token in self.remote.vocabulary.control:
             return token not in self.control
         return not self.remote.tokens[token]
 
-    def _boundary(self, weigher: Weigher, place: Place) -> Tally:
-        """The mass of texts in which a token of the remote begins at the end of the prefix."""
+    def _boundary(self, weigher: Weigher, place: Place) -> tuple[Tally, list[tuple[Path, Float[np.ndarray, " models"]]]]:
+        """The mass of texts in which a token of the remote begins at the end of the prefix, and where the models stand then."""
         event = Event(self._theirs(place), place.pending, None)
         tally = Tally(weigher.models)
+        standing: list[tuple[Path, Float[np.ndarray, " models"]]] = []
+
+        def stands(path: Path) -> None:
+            standing.append((path, tally.yes + tally.now - sum((weight for _, weight in standing), start=np.zeros(weigher.models))))
+
         for path in self.small.paths(place.tail):
             weigher.node(event, path, b"", tally, without=self.void)
+            stands(path)
         for overhang in self.small.overhangs(place.tail):
             weigher.tokens(event, overhang.path, overhang.ids, len(place.tail) - overhang.at, b"", tally)
-        return tally
+            stands(overhang.path)
+        return tally, standing
 
     def _candidate(self, weigher: Weigher, place: Place, token: int) -> Tally:
         """The mass of texts that the remote's tokenizer goes on with `token`."""
@@ -156,7 +168,7 @@ class Bridge:
         if token in self.remote.vocabulary.control:
             if token in self.control:
                 path = self.small.path(place.tail)
-                tally.yes += weigher.weight(path) * weigher.chance(path, np.array([self.control[token]]))[:, 0]
+                tally.yes += weigher.weight((*path, self.control[token]))
             return tally
         data = self._ours(place, self.remote.tokens[token])
         pending = place.pending if self.remote.tokens[token].startswith(place.pending) else b""
@@ -179,7 +191,7 @@ def beginnings(paths: Iterable[Path]) -> list[Path]:
 
 def _heavy(path: Path, rows: Rows, least: float) -> bool:
     """Whether a path may weigh as much as `least`, as far as the rows tell."""
-    weight: Float[np.ndarray, " models"] | float = 0.0
+    weight: Any = 0.0
     for size, token in enumerate(path):
         row = rows.get(path[:size])
         if row is None:
@@ -189,22 +201,32 @@ def _heavy(path: Path, rows: Rows, least: float) -> bool:
 
 
 def excess(shares: Shares) -> Float[np.ndarray, "3 candidates"]:
-    """Log s_a(c) - log s_u(c) in nats, its lower and its upper bound: the excess of ULD over the same sum under the uniform model.
+    """Log s_a(c) - log s_u(c) in nats, its lower and its upper bound: the excess of ULD over the same sum under the uniform model."""
+    return _ratio(shares, 0, -1, slack=False)
+
+
+def change(shares: Shares, gate: float | None) -> Float[np.ndarray, "3 candidates"]:
+    """C log((s'(c) + k) / (s(c) + k)) in nats, its lower and its upper bound, for the models (o', o); k is the mass that may yet be c's."""
+    return _ratio(shares, 0, 1, slack=True) * (1.0 if gate is None else gate)
+
+
+def _ratio(shares: Shares, mine: int, other: int, *, slack: bool) -> Float[np.ndarray, "3 candidates"]:
+    """Log of one model's share over another's.
 
     Where the small model was not asked what follows a candidate, its text is taken to stay the candidate's as often as that of
-    the others, relative to the uniform model. Neutral candidates, and those that no text yields, have 0.
+    the others, one model against the other. Neutral candidates, and those that no text yields, have 0.
     """
     now, lower, upper = shares.now, shares.lower, shares.upper
+    more = np.maximum(shares.slack[mine], shares.slack[other]) if slack else np.zeros(now.shape[1])
     with np.errstate(divide="ignore", invalid="ignore"):
-        value = np.log(now[0]) - np.log(now[-1])
-        held = np.log(shares.held[0]) - np.log(shares.held[-1])
+        value = np.log(now[mine] + more) - np.log(now[other] + more)
+        held = np.log(shares.held[mine]) - np.log(shares.held[other])
         known = np.isfinite(held)
         if known.any():
             value = np.where(known, value, value + held[known].mean())
-        least, most = np.log(lower[0]) - np.log(upper[-1]), np.log(upper[0]) - np.log(lower[-1])
-    silent = shares.neutral | ~np.isfinite(value)
+        least, most = np.log(lower[mine]) - np.log(upper[other]), np.log(upper[mine]) - np.log(lower[other])
     least, most = np.where(np.isnan(least), -np.inf, least), np.where(np.isnan(most), np.inf, most)
-    found = np.stack([np.clip(value, least, most), least, most])
+    silent = shares.neutral | ~np.isfinite(value)
+    found = np.stack([np.where(silent, 0.0, np.clip(value, least, most)), least, most])
     found[:, shares.neutral] = 0.0
-    found[0, silent] = 0.0
     return found

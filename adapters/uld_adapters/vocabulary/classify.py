@@ -94,7 +94,9 @@ def _check(remote: Vocabulary, small: Vocabulary) -> None:
                 hint="use a small model whose tokenizer keeps texts as they are (byte-level BPE, SentencePiece with identity)",
             )
         speller = None if mine.spelling is None else mine.spelling.speller
-        if isinstance(speller, Bpe) and (missing := [byte for byte in range(256) if bytes([byte]) not in speller.atoms and byte not in _UNUSED]):
+        if isinstance(speller, Bpe) and (
+            missing := [byte for byte in range(256) if bytes([byte]) not in speller.atoms and byte not in _UNUSED]
+        ):
             raise TokenizerMismatch(
                 f"{about} has no usable bytes: {len(missing)} bytes have no token, the first is 0x{missing[0]:02X}",
                 hint="use a model whose tokenizer has a token for each byte (byte-level BPE, or byte fallback)",
@@ -120,7 +122,8 @@ def aligned_share(remote: Vocabulary, small: Vocabulary, text: str) -> float:
 
 
 def _ends(pieces: Sequence[bytes]) -> dict[int, None]:
-    at, found = 0, {}
+    at = 0
+    found: dict[int, None] = {}
     for piece in pieces:
         at += len(piece)
         found[at] = None

@@ -19,7 +19,8 @@ Split = tuple[int, ...]  # where words begin and end
 # What may follow a text and move the cuts at its end: letters, spaces, breaks, digits, contractions, marks, other scripts.
 _PROBES = ("", "a", "S", " ", " a", "\n", "1", ".", "'", "'s", "e", "t", "\u0301", "漢", "😀")
 _BEYOND = ("", "a", " ", "1")
-_AFTER, _NEAR = ("", "e", "1", " a"), 3  # what may move a cut that lies no more than three bytes back
+_AFTER, _NEAR = ("", "s", "e", "1", " a"), 3  # what may move a cut that lies no more than three bytes back
+_WIDE = 16
 _KEPT = 100_000
 _LONG = 48  # bytes of a word without cuts, beyond which its certain tokens are let go
 
@@ -62,6 +63,9 @@ class Covers:
         self._overhangs: dict[bytes, tuple[Overhang, ...]] = {}
         self._paths: dict[bytes, tuple[tuple[int, ...], ...]] = {}
         self._sealed: dict[bytes, bool] = {}
+        self._onward: tuple[bytes, dict[bytes, tuple[list[tuple[int, ...]], list[Overhang]]]] = (b"", {})
+        self._fits: dict[bytes, Int[np.ndarray, " n"]] = {}
+        self._matrix = np.frombuffer(b"".join(t[:_WIDE].ljust(_WIDE, b"\0") for t in self.tokens), dtype=np.uint8).reshape(-1, _WIDE)
 
     def path(self, tail: bytes) -> tuple[int, ...]:
         """The spelling of a tail that ends with it."""
@@ -114,11 +118,24 @@ class Covers:
                 continue
             for split in dict.fromkeys(tuple(cut for cut in split if cut <= at) for split in splits):
                 path, word = self._spell(tail, split, at)
-                fit = ids[self.spelling.speller.after(word, ids)] if word else ids
+                fit = self._after(word, tail[at:], ids) if word else ids
                 if fit.size:
                     known = found.get((path, at))
                     found[path, at] = fit if known is None else np.union1d(known, fit)
         return [Overhang(path, at, ids) for (path, at), ids in found.items()]
+
+    def _after(self, word: tuple[int, ...], rest: bytes, ids: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """Which of the tokens beyond the bytes `rest` may follow within a word."""
+        if not isinstance(self.spelling.speller, Bpe):
+            return ids[self.spelling.speller.after(word, ids)]
+        key = word[-1].to_bytes(4, "big") + rest  # what stands before its last token does not matter
+        return remembered(self._fits, key, lambda: ids[self.spelling.speller.after(word, ids)])
+
+    def bytes_at(self, ids: Int[np.ndarray, " n"], at: int) -> set[int]:
+        """The bytes that tokens, all longer than `at`, have there."""
+        if at >= _WIDE:
+            return {self.tokens[i][at] for i in ids.tolist()}
+        return set(np.unique(self._matrix[ids, at]).tolist())
 
     def _certain(self, tail: bytes) -> int:
         """The last place before the end where a word begins whatever follows."""
@@ -143,6 +160,11 @@ class Covers:
 
     def onward(self, tail: bytes, data: bytes) -> tuple[list[tuple[int, ...]], list[Overhang]]:
         """The cover of a tail with more bytes after it: its paths, and its overhangs."""
+        if self._onward[0] != tail:
+            self._onward = (tail, {})  # a tail is asked for with all its candidates, and then no more
+        return remembered(self._onward[1], data, lambda: self._go_on(tail, data))
+
+    def _go_on(self, tail: bytes, data: bytes) -> tuple[list[tuple[int, ...]], list[Overhang]]:
         if not tail or not data or not self.sealed(tail, data):
             return list(self.paths(tail + data)), list(self.overhangs(tail + data))
         bases, size = self.paths(tail), len(tail)
@@ -166,6 +188,8 @@ class Covers:
             return False
         open_ = unfinished(data)
         known = tail + data[: len(data) - open_]
+        if data[:1] in b" \n" and data[1:2].isalpha() and data.isascii():  # a letter after a space: nothing moves the cut before both
+            return len(tail) in cuts(self.spelling.split(known))
         probes = [char + more for char in completions(data[-open_:]) for more in _BEYOND] if open_ else _AFTER
         return all(len(tail) in cuts(self.spelling.split(known, probe)) for probe in probes)
 

@@ -26,6 +26,11 @@ class SinglePath:
         """The place at the start of a text."""
         return Place(self.small.spelling.start, b"")
 
+    def begin(self, text: bytes) -> tuple[Path, Place]:
+        """The place after a text that is known, such as a prompt without a template."""
+        certain, tail = self.small.advance(self.start().tail + text)
+        return certain, Place(tail, b"")
+
     def step(self, place: Place, token: int) -> tuple[Path, Place]:
         """Go on by one of the remote's tokens: the small model's tokens that are certain by now, and the new place."""
         if token in self.vocabulary.control:
@@ -39,7 +44,7 @@ class SinglePath:
         return [self.small.path(place.tail)]
 
     def cover(self, place: Place) -> list[Path]:
-        """This path, and those that lead there."""
+        """The same, and the paths that lead there."""
         return beginnings(self.ends(place))
 
     def nodes(self, place: Place, candidates: Sequence[int], rows: Rows, *, ahead: Iterable[int] = ()) -> set[Path]:
@@ -66,4 +71,5 @@ class SinglePath:
         neutral = np.array([token in self.vocabulary.control and token not in self.control for token in candidates], dtype=bool)
         neutral |= np.array([not self.vocabulary.tokens[token] for token in candidates], dtype=bool)
         zero, one = np.zeros_like(found), np.ones_like(found)
-        return Shares(found, zero, one, zero, np.full_like(found, np.nan), neutral, ())
+        path = self.small.path(place.tail)
+        return Shares(found, zero, one, zero, np.full_like(found, np.nan), neutral, (), ((path, np.ones(models)),))

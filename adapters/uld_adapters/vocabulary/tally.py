@@ -11,6 +11,8 @@ from uld_adapters.vocabulary.cover import Covers
 from uld_adapters.vocabulary.outcome import NONE, Outcomes
 
 Path = tuple[int, ...]
+LEAST = 1e-4  # mass of a position below which a spelling is not looked at by itself
+CROWD = 256  # nor are so many tokens in one place
 
 
 @dataclass(frozen=True)
@@ -65,32 +67,35 @@ class Weigher:
         self.models = next(iter(rows.values())).shape[0] + 1
         self._weights: dict[Path, Float[np.ndarray, " models"]] = {(): np.ones(self.models)}
 
-    def chance(self, path: Path, ids: Int[np.ndarray, " n"]) -> Float[np.ndarray, "models n"]:
-        """The probability of each token after a path."""
-        found = np.empty((self.models, len(ids)))
-        np.exp(self.rows[path][:, ids], out=found[:-1])
-        found[-1] = 1 / self.size
-        return found
-
     def weight(self, path: Path) -> Float[np.ndarray, " models"]:
         """The probability of a path."""
         found = self._weights.get(path)
         if found is None:
-            found = self._weights[path] = self.weight(path[:-1]) * self.chance(path[:-1], np.array(path[-1:]))[:, 0]
+            found = np.empty(self.models)
+            found[:-1] = np.exp(self.rows[path[:-1]][:, path[-1]])
+            found[-1] = 1 / self.size
+            self._weights[path] = found = found * self.weight(path[:-1])
         return found
 
     def node(self, event: Event, path: Path, more: bytes, tally: Tally, *, without: Int[np.ndarray, " n"] | None = None) -> None:
         """All texts after a path whose row is known."""
         weight = self.weight(path)
         hit = self.outcomes.hitters(event.tail, event.pending + more)
-        chances = self.chance(path, hit)
+        chances = np.exp(self.rows[path][:, hit])
         now = event.judge(self.outcomes, more)[0]
         if now:
-            rest = 1.0 - chances.sum(1)
+            rest = 1.0 - self._sum(chances)
             if without is not None and without.size:
-                rest -= self.chance(path, without).sum(1)
+                rest -= self._sum(np.exp(self.rows[path][:, without]))
             tally.yes += weight * np.maximum(rest, 0.0)
         self._singly(event, path, hit, chances, more, 0, tally, rest=tally.now if now and event.token is None else tally.may)
+
+    def _sum(self, chances: Float[np.ndarray, "rows n"]) -> Float[np.ndarray, " models"]:
+        """The mass of tokens by model."""
+        found = np.empty(self.models)
+        chances.sum(1, dtype=np.float64, out=found[:-1])
+        found[-1] = chances.shape[1] / self.size
+        return found
 
     def tokens(self, event: Event, path: Path, ids: Int[np.ndarray, " n"], skip: int, more: bytes, tally: Tally) -> None:
         """All texts that go on after a path with one of the tokens, of whose bytes the first `skip` are in the text already."""
@@ -98,14 +103,19 @@ class Weigher:
             known = next(size for size in range(len(path) + 1) if path[:size] not in self.rows)
             tally.may += self.weight(path[:known])
             return
-        self._singly(event, path, ids, self.chance(path, ids), more, skip, tally, rest=tally.may)
+        weight = self.weight(path)
+        if self.least >= LEAST and (len(ids) > CROWD or weight[:-1].max() < self.least):
+            tally.may[:-1] += weight[:-1]
+            tally.may[-1] += weight[-1] * len(ids) / self.size
+            return
+        self._singly(event, path, ids, np.exp(self.rows[path][:, ids]), more, skip, tally, rest=tally.may)
 
     def _singly(
         self,
         event: Event,
         path: Path,
         ids: Int[np.ndarray, " n"],
-        chances: Float[np.ndarray, "models n"],
+        chances: Float[np.ndarray, "rows n"],
         more: bytes,
         skip: int,
         tally: Tally,
@@ -113,12 +123,16 @@ class Weigher:
         rest: Float[np.ndarray, " models"],
     ) -> None:
         weight = self.weight(path)
-        heavy = (weight[:-1, None] * chances[:-1]).max(0) >= self.least if self.least and len(ids) else np.ones(len(ids), dtype=bool)
-        if not heavy.all():
-            rest += weight * chances[:, ~heavy].sum(1)
-            ids, chances = ids[heavy], chances[:, heavy]
-        for token, column in zip(ids.tolist(), chances.T, strict=True):
-            self.leaf(event, (*path, token), more + self.small.tokens[token][skip:], weight * column, tally)
+        heavy = (chances.max(0) if len(chances) > 1 else chances[0]) >= self.least / max(weight[:-1].max(), self.least)
+        rest += weight * self._sum(chances)
+        found = np.empty(self.models)
+        for at in np.flatnonzero(heavy).tolist():
+            found[:-1], found[-1] = chances[:, at], 1 / self.size
+            mass = weight * found
+            rest -= mass
+            token = int(ids[at])
+            self.leaf(event, (*path, token), more + self.small.tokens[token][skip:], mass, tally)
+        np.maximum(rest, 0.0, out=rest)
 
     def leaf(self, event: Event, path: Path, more: bytes, weight: Float[np.ndarray, " models"], tally: Tally) -> None:
         """All texts that begin with a path."""

@@ -23,7 +23,7 @@ def unfinished(data: bytes) -> int:
         if byte & 0xC0 == 0x80:
             continue
         width = 4 if byte >> 3 == 0b11110 else 3 if byte >> 4 == 0b1110 else 2 if byte >> 5 == 0b110 else 1
-        return back if width > back else 0
+        return back if width > back and completions(bytes(data[-back:])) else 0
     return 0
 
 
@@ -57,13 +57,16 @@ def readable(data: bytes) -> tuple[str, list[int]]:
 
 @lru_cache(maxsize=4096)
 def completions(lead: bytes) -> tuple[str, ...]:
-    """Characters that begin with the bytes of an unfinished one: one of each Unicode category, and a space if there is one."""
+    """Characters that begin with the bytes of an unfinished one: one of each Unicode category, and a space if there is one.
+
+    None where no character begins like this.
+    """
     width = 4 if lead[0] >> 3 == 0b11110 else 3 if lead[0] >> 4 == 0b1110 else 2
     low = lead + b"\x80" * (width - len(lead))
     high = lead + b"\xbf" * (width - len(lead))
-    first, last = (_code_point(data) for data in (low, high))
+    first, last = _code_point(low), min(_code_point(high), 0x10FFFF)
     found: dict[tuple[str, bool], str] = {}
-    for code in range(max(first, {2: 0x80, 3: 0x800, 4: 0x10000}[width]), min(last, 0x10FFFF) + 1):
+    for code in range(max(first, {2: 0x80, 3: 0x800, 4: 0x10000}[width]), last + 1):
         if not 0xD800 <= code <= 0xDFFF:
             char = chr(code)
             found.setdefault((category(char), char.isspace()), char)

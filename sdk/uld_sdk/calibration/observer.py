@@ -10,8 +10,10 @@ from uld_adapters.logprobs import Score
 from uld_offset_models.data import Row
 from uld_offset_models.shift import Rule
 from uld_sdk.async_client import AsyncUnlearnedClient
+from uld_sdk.bridge_reading import BridgedReading
 from uld_sdk.calibration.position import Observed, kept_position
 from uld_sdk.prompts import Prompt, check_room
+from uld_sdk.reading import AlignedReading
 from uld_sdk.verify import is_touched
 
 
@@ -39,7 +41,7 @@ class Observer(AsyncUnlearnedClient):
         if self._small is None:
             raise MalformedAnswer("a calibration without an assistant", hint="name the artifact")
         reader = self._small.reader(prompt, raw=False, new=len(score.tokens))
-        readings = await reader.along(score.tokens)
+        readings: Sequence[AlignedReading | BridgedReading] = await reader.along(score.tokens, score.positions)
         least = Rule(alpha=1.0, margin=self.rule.margin)
         places = zip(score.positions, readings, score.tokens, score.logprobs, own, strict=True)
         kept = [
