@@ -1,6 +1,6 @@
 """The contract between the client and a large model: draft, stream, score, probe."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -29,7 +29,8 @@ class Capabilities:
     `top_logprobs` is the k that will be asked for at each position (None: the whole vocabulary), `top_logprobs_cap` the
     server's own limit where it is known. `processed` says that log-probabilities come after temperature, top-k and top-p.
     `sampling` names what the server can apply itself, in the order of `ServerSampling`; options of `exclusive` only one at a time.
-    `context` is the largest number of prompt and answer tokens together.
+    `continues` says that it can go on from a given answer; without it only its own answers stand. `context` is the largest number
+    of prompt and answer tokens together.
     """
 
     model: str
@@ -39,6 +40,7 @@ class Capabilities:
     ids_in: bool = True
     ids_out: bool = True
     streams: bool = True
+    continues: bool = True
     scoring: Literal["prompt", "forced", "drafts"] = "drafts"
     sampling: frozenset[str] = frozenset({"temperature", "top_k", "top_p", "min_p"})
     exclusive: frozenset[str] = frozenset()
@@ -51,7 +53,8 @@ class Backend(Protocol):
     """A large model that drafts text and reports its top log-probabilities.
 
     A prefix is always token ids, the prompt's and the answer's so far. Every method may raise a BackendError; a draft
-    that lacks log-probabilities at any of its positions must raise and never be returned.
+    that lacks log-probabilities at any of its positions must raise and never be returned. The one exception is the end of an
+    answer that a server does not report: it comes as an end token whose position is `TopLogprobs.unreported()`.
     """
 
     name: str
@@ -81,3 +84,11 @@ class Backend(Protocol):
 
     async def aclose(self) -> None:
         """Close connections."""
+
+
+@runtime_checkable
+class TakesMessages(Protocol):
+    """A backend whose server renders conversations itself, so that no ids stand for the prompt."""
+
+    def answering(self, messages: Sequence[Mapping[str, str]]) -> Backend:
+        """The same backend about this conversation: its prefixes hold the answer's ids alone."""

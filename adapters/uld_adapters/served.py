@@ -142,7 +142,7 @@ class ServedBackend(ABC):
         """Refuse a report that is empty, too short, or no logarithm of probabilities."""
         if top.ids.size == 0:
             raise LogprobsUnavailable(f"{self.name} reported no log-probabilities for a token", hint=self.logprobs_hint)
-        if top.ids.size < expected:
+        if top.ids.size + len(top.neutral) < expected:
             raise MalformedAnswer(f"{self.name} reported {top.ids.size} of {expected} log-probabilities for a token")
         if not np.logaddexp.reduce(top.logprobs) <= MASS_TOLERANCE:
             raise LogprobsUnavailable(
@@ -180,7 +180,7 @@ class ServedBackend(ABC):
         """Read the server's cap on k out of its refusal, and go on with it; None when the refusal speaks of something else."""
         if "logprobs" not in error.message and "top_n_tokens" not in error.message:
             return None
-        found = re.search(r"(?:<=|max(?:imum)? allowed:?|at most|less than or equal to)\s*(\d+)", error.message)
+        found = re.search(r"(?:<=|max(?:imum)? allowed:?|at most|less than or equal to|maximum of)\s*(\d+)", error.message)
         cap = int(found.group(1)) if found else 0
         if not 0 < cap < self.top_logprobs:
             raise LogprobsUnavailable(f"{self.name} gives no log-probabilities: {error.message}", hint=self.logprobs_hint) from error
