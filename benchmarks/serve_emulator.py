@@ -6,19 +6,14 @@ and the plain stream and the client are timed on the same text.
 """
 
 import sys
-from types import SimpleNamespace
 
-from uld_adapters.emulator import EmulatorServer, build_app, tgi_request, vllm_request
+from uld_adapters.emulator import EmulatorServer, build_app
 
 
 def main() -> None:
     model, dialect, round_trip, seconds_per_token = sys.argv[1:]
-    for module in (tgi_request, vllm_request):
-        module.secrets = SimpleNamespace(randbits=lambda _: 20240607)  # type: ignore[assignment]
-    app = build_app(
-        model, dialect=dialect, max_top_n_tokens=20, round_trip=float(round_trip), seconds_per_token=float(seconds_per_token), memo=True
-    )
-    with EmulatorServer(app) as server:
+    times = {"round_trip": float(round_trip), "seconds_per_token": float(seconds_per_token)}
+    with EmulatorServer(build_app(model, dialect=dialect, max_top_n_tokens=20, memo=True, seed=20240607, **times)) as server:
         print(server.url, flush=True)
         sys.stdin.read()
 

@@ -15,6 +15,16 @@ class Encoded:
     ids: tuple[int, ...]
     start: int
 
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """What stands before the answer."""
+        return self.ids[: self.start]
+
+    @property
+    def answer(self) -> tuple[int, ...]:
+        """The answer with its end token."""
+        return self.ids[self.start :]
+
 
 def prompt_text(tokenizer: Any, messages: Sequence[tuple[str, str]], *, chat_template: bool) -> str:
     """The text before an answer: the chat template with its generation prompt, or the messages' contents, a line each."""

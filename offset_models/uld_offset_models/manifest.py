@@ -110,7 +110,7 @@ def read_manifest(path: str | Path) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ArtifactCorrupt(f"{file} is not a valid manifest: {where}: {first['msg']}", hint=RETRAIN) from error
-    if (found := _digest(value)) != manifest.sha256:
+    if (found := digest_of(value)) != manifest.sha256:
         stated = f"{manifest.sha256[:12]}…" if manifest.sha256 else "none"
         raise ArtifactCorrupt(
             f"{file} is not as it was saved: its content has SHA-256 {found[:12]}…, it states {stated} (a setting was edited by hand?)",
@@ -121,16 +121,23 @@ def read_manifest(path: str | Path) -> Manifest:
 
 def write_manifest(path: str | Path, manifest: Manifest) -> Manifest:
     """Write `uld.json` into the folder, whole or not at all, with its own SHA-256 anew; returns what was written."""
-    value = manifest.model_dump(mode="json")
-    value["sha256"] = _digest(value)
-    file = Path(path) / MANIFEST
-    part = file.with_name(f".{MANIFEST}.part")
-    part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.chmod(0o600)
-    os.replace(part, file)
-    return Manifest.model_validate(value)
+    return Manifest.model_validate(write_sealed(Path(path) / MANIFEST, manifest.model_dump(mode="json")))
 
 
-def _digest(value: dict[str, Any]) -> str:
+def write_sealed(file: Path, value: dict[str, Any]) -> dict[str, Any]:
+    """Write a JSON object with its own SHA-256 under `sha256`, whole or not at all, for its owner only; returns what was written."""
+    sealed = {**value, "sha256": digest_of(value)}
+    part = file.with_name(f".{file.name}.part")
+    try:
+        part.write_text(json.dumps(sealed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.chmod(0o600)
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
+    return sealed
+
+
+def digest_of(value: dict[str, Any]) -> str:
+    """SHA-256 of an object in canonical JSON, but for its own `sha256`."""
     rest = {name: item for name, item in value.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -10,6 +10,7 @@ from pathlib import Path
 from uld_adapters.errors import SaveFailed
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_ELSEWHERE = "free some space or choose another -o/--output; nothing half-written was left"
 
 
 @contextmanager
@@ -40,10 +41,10 @@ def saving(output: Path) -> Iterator[Path]:
         else:
             folder.rename(output)
     except OSError as error:
-        raise _save_failed(output, error) from error
+        raise save_failed(output, error) from error
     except Exception as error:
         if "(os error " in str(error):  # safetensors and tokenizers wrap the system's error in classes of their own
-            raise _save_failed(output, error) from error
+            raise save_failed(output, error) from error
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -54,9 +55,8 @@ def _reach_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _save_failed(output: Path, error: Exception) -> SaveFailed:
+def save_failed(output: Path, error: Exception, *, hint: str = _ELSEWHERE) -> SaveFailed:
+    """The error for what the system says of a write: full disks are named."""
     full = getattr(error, "errno", None) in _FULL or any(f"(os error {number})" in str(error) for number in _FULL)
     what = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
-    return SaveFailed(
-        f"{output} could not be written: {what}", hint="free some space or choose another -o/--output; nothing half-written was left"
-    )
+    return SaveFailed(f"{output} could not be written: {what}", hint=hint)

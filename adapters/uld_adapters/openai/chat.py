@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from uld_adapters.backend import Capabilities
-from uld_adapters.errors import MalformedAnswer, RequestRejected, UsageError
+from uld_adapters.errors import BackendError, ContinuationUnavailable, MalformedAnswer, RequestRejected, UsageError
 from uld_adapters.logprobs import Draft
 from uld_adapters.openai.names import Told, chat_positions
 from uld_adapters.openai.server import COMPARED, OpenAIServer, alike
@@ -48,9 +48,18 @@ class ChatBackend(OpenAIServer):
             return prefix
         return None if self._prefill is None else super().resume(prefix)
 
+    def unscorable(self, done: int) -> BackendError:
+        """The error for a text that cannot be gone on with after `done` of its tokens."""
+        if self._prefill is not None:
+            return super().unscorable(done)
+        return ContinuationUnavailable(
+            f"{self.name} cannot score this text: the server would have to go on after its first {done} tokens",
+            hint="pass route='completions' if the server has it, or use one that continues a last message of the assistant's",
+        )
+
     def _begun(self, prefix: Sequence[int]) -> tuple[int, dict[str, Any]]:
         if not self.messages:
-            raise UsageError("a chat API takes messages, not text", hint="leave raw out, or pass route='completions'")
+            raise UsageError("a chat API takes messages, not text", hint="pass route='completions' if the server has it")
         for start in range(len(prefix) if self._prefill else 0, 0, -1):
             text = self._text(prefix[:start])
             if text is not None:
