@@ -91,6 +91,8 @@ class Vocabulary:
     def from_hf(cls, tokenizer: Any, *, head_rows: int | None = None, name: str = "") -> "Vocabulary":
         """Read a transformers fast tokenizer, or the folder, GGUF file or hub name of one."""
         tokenizer = load_tokenizer(tokenizer)
+        if isinstance(own := getattr(tokenizer, "vocabulary", None), cls):  # a PlainTokenizer
+            return own
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise UsageError(f"{type(tokenizer).__name__} is no fast tokenizer", hint="convert it to tokenizer.json first")
         state = json.loads(tokenizer.backend_tokenizer.to_str())
