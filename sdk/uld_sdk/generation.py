@@ -35,8 +35,7 @@ class Answer:
         *,
         reader: Reader | None = None,
     ) -> None:
-        self.backend, self.capabilities, self.settings = backend, capabilities, settings
-        self.end_ids = end_ids
+        self.backend, self.capabilities, self.settings, self.end_ids = backend, capabilities, settings, end_ids
         self.written = Written(backend.tokenizer, prompt, settings.stop)
         self.reader = reader
         self.report = Report(mode=settings.mode.value, top_logprobs=capabilities.top_logprobs)
