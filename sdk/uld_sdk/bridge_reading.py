@@ -120,7 +120,7 @@ class BridgedReading:
         # Beyond the report: as large a shift as can be, which under a margin of ULD is none.
         self.values = np.full((3, self.bridging.rows), UNKNOWN if pair else -UNKNOWN)
         self.values[:, np.asarray(ids, dtype=np.int64)] = known
-        largest = np.abs(known[1:]).max() if pair else known[2].max()
+        largest = np.max(np.abs(known[1:]) if pair else known[2], initial=0.0 if len(ids) else np.inf)
         self.quiet = bool(largest <= rule.margin) and (pair or rule.margin > 0)
         return shares
 

@@ -76,7 +76,7 @@ def score_bounds(
     if mine.any():
         least, most = float(low[mine][0]), float(high[mine][0])
     elif np.isnan(value) and tail:
-        least, most = -np.inf, float(top.logprobs[-1]) + float(max(end[token] for end in ends))
+        least, most = -np.inf, top.ceiling + float(max(end[token] for end in ends))
     elif tail and value >= floor:
         least, most = (value + float(pick(end[token] for end in ends)) for pick in (min, max))
     else:

@@ -20,11 +20,12 @@ from uld_adapters.vocabulary.alignment import Identity
 from uld_adapters.vocabulary.tokens import end_token_ids, load_tokenizer
 from uld_offset_models.scorer import Scorer, Track
 from uld_sdk.batching import SmallWorker
-from uld_sdk.generation import Answer, Settings
+from uld_sdk.generation import Answer
 from uld_sdk.prompts import render
 from uld_sdk.reading import Reader
 from uld_sdk.result import Result
 from uld_sdk.sampling import Sampling
+from uld_sdk.settings import Settings
 from uld_sdk.verify import Mode
 
 pytestmark = pytest.mark.slow
