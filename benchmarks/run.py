@@ -1,4 +1,4 @@
-"""The figures of benchmarks/README.md: `python benchmarks/run.py [demo|latency|offset|training|startup ...]`, all of them without a name.
+"""The figures of benchmarks/README.md: `python benchmarks/run.py [PART ...]`, all parts without a name.
 
 Each part writes benchmarks/<part>.json, with the command and the machine, and the tables of benchmarks/README.md are made anew
 from all parts that have been run.
@@ -17,7 +17,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE.parent / "runs" / "bench"
-PARTS = ("startup", "training", "demo", "latency", "offset")
+PARTS = ("startup", "training", "demo", "latency", "offset", "vocabulary")
 
 
 def machine() -> str:
@@ -44,6 +44,10 @@ def run_part(name: str) -> dict[str, Any]:
         import offset
 
         return offset.measure(WORK)
+    if name == "vocabulary":
+        import vocabulary
+
+        return vocabulary.measure()
     if name == "startup":
         import startup
 

@@ -48,13 +48,13 @@ class TextModel:
                 self.followers[path[:-1]].add(path[-1])
 
     def row(self, path: Path) -> np.ndarray:
-        """Log-probabilities after a path, shape (rows,); uniform where the model never goes."""
-        row = np.full(self.vocabulary.rows, -np.inf)
+        """Probabilities after a path, shape (rows,); uniform where the model never goes."""
+        row = np.zeros(self.vocabulary.rows)
         whole = self.mass.get(path, 0.0)
         if whole <= 0 or not self.followers[path]:
-            return np.full(self.vocabulary.rows, -np.log(self.vocabulary.rows))
+            return np.full(self.vocabulary.rows, 1 / self.vocabulary.rows)
         for token in self.followers[path]:
-            row[token] = np.log(self.mass[(*path, token)] / whole)
+            row[token] = self.mass[(*path, token)] / whole
         return row
 
 

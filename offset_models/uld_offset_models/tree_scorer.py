@@ -45,8 +45,8 @@ class Node(Protocol):
     def gate(self) -> float | None:
         """c(x), None without a gate."""
 
-    def logprobs(self) -> Float[np.ndarray, "models rows"]:
-        """Log-probabilities of every real row of the vocabulary in nats."""
+    def chances(self) -> Float[np.ndarray, "models rows"]:
+        """The probability of every real row of the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class AssistantNode:
         """c(x), None without a gate."""
         return self.reading.gate
 
-    def logprobs(self) -> Float[np.ndarray, "1 rows"]:
-        """Log p_a in nats."""
+    def chances(self) -> Float[np.ndarray, "1 rows"]:
+        """P_a of every token."""
         reading = self.reading
         row = reading.row if reading.row is not None else torch.from_numpy(reading.excess())
-        return row.float().cpu().numpy()[None] - np.float32(np.log(len(row)))
+        return (row.float().exp() / len(row)).cpu().numpy()[None]
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ class PairNode:
         """c(x), None without a gate."""
         return self.reading.gate
 
-    def logprobs(self) -> Float[np.ndarray, "2 rows"]:
-        """Log p_o' and log p_o in nats."""
-        return self.reading.logprobs()
+    def chances(self) -> Float[np.ndarray, "2 rows"]:
+        """P_o' and p_o of every token."""
+        return np.exp(self.reading.logprobs())
 
 
 class TreeScorer:

@@ -12,6 +12,7 @@ import numpy as np
 from uld_adapters.errors import ContextExceeded
 from uld_adapters.logprobs import TopLogprobs
 from uld_adapters.vocabulary.bridge import Path, Place, Rows, Shares, beginnings, change, excess
+from uld_adapters.vocabulary.tally import LEAST
 from uld_offset_models.shift import Rule, untouched
 from uld_sdk.batching import SmallWorker
 from uld_sdk.certainty import shifted_bound
@@ -40,10 +41,10 @@ class Weighing(Protocol):
     def cover(self, place: Place) -> list[Path]:
         """These paths, and those that lead there."""
 
-    def nodes(self, place: Place, candidates: Sequence[int], rows: Rows, *, ahead: Sequence[int] = ()) -> set[Path]:
+    def nodes(self, place: Place, candidates: Sequence[int], rows: Rows, *, ahead: Sequence[int] = (), least: float = LEAST) -> set[Path]:
         """The further paths whose rows `read` needs."""
 
-    def read(self, place: Place, candidates: Sequence[int], rows: Rows) -> Shares:
+    def read(self, place: Place, candidates: Sequence[int], rows: Rows, *, least: float = LEAST) -> Shares:
         """S(c) of the candidates."""
 
 
@@ -56,6 +57,11 @@ class Bridging:
     rows: int
     exact: bool = False
     tolerance: float = 0.01
+
+    @property
+    def least(self) -> float:
+        """The mass of a position below which a spelling is not looked at by itself."""
+        return self.tolerance / 1000 if self.exact else LEAST
 
 
 @dataclass
@@ -103,18 +109,18 @@ class BridgedReading:
 
     def missing(self, ids: Sequence[int], ahead: Sequence[int] = ()) -> list[Path]:
         """What is still to be read so that these tokens can be judged."""
-        return sorted(self.bridging.weighing.nodes(self.place, ids, self._known(), ahead=ahead))
+        return sorted(self.bridging.weighing.nodes(self.place, ids, self._known(), ahead=ahead, least=self.bridging.least))
 
     def _known(self) -> dict[Path, np.ndarray]:
         for path, node in self.nodes.items():
             if path not in self.rows:
-                self.rows[path] = node.logprobs()
+                self.rows[path] = node.chances()
         return self.rows
 
     def settle(self, ids: Sequence[int]) -> Shares:
         """Judge the remote's tokens by what has been read; the reading is quiet if none of them can have a shift."""
         rule = self.bridging.rule
-        shares = self.bridging.weighing.read(self.place, ids, self._known())
+        shares = self.bridging.weighing.read(self.place, ids, self._known(), least=self.bridging.least)
         pair = rule.method == "offset"
         known = change(shares, self._gate_of(shares)) if pair else excess(shares)
         # Beyond the report: as large a shift as can be, which under a margin of ULD is none.

@@ -79,7 +79,7 @@ def test_a_scorer_of_trees_thinks_as_the_plain_one(tiny_target: Path) -> None:
             expected = scorer.read([(Track(), [*(prompt + chain)[:at], *path])], every=False)[0][0]
             assert nodes[at, path].peak == pytest.approx(expected.peak, abs=2e-4)
             assert nodes[at, path].gate == pytest.approx(expected.gate, abs=1e-5)
-            np.testing.assert_allclose(nodes[at, path].logprobs()[0], expected.excess() - np.log(scorer.rows), atol=2e-4)
+            np.testing.assert_allclose(np.log(nodes[at, path].chances()[0]), expected.excess() - np.log(scorer.rows), atol=2e-4)
     tracks[0].rollback(6)
     assert max(tracks[0].states) == 6
     again = trees.read([(tracks[0], ((99,), ((6, ()), (7, (1,)))))])[0]

@@ -48,7 +48,7 @@ class Slow:
 
     def row(self, ids: list[int]) -> tuple[np.ndarray, float]:
         reading = self.scorer.read([(Track(), ids)], every=False)[0][0]
-        return (reading.excess() - np.log(self.scorer.rows))[None], reading.peak
+        return np.exp(reading.excess())[None] / self.scorer.rows, reading.peak
 
     @torch.inference_mode()
     def greedy(self, prompt: list[int], small_prompt: list[int], ends: frozenset[int]) -> tuple[list[int], int]:
@@ -142,6 +142,7 @@ async def test_the_exact_mode_narrows_the_bound(tiny_target: Path, other: SmallM
         worker.close()
         told = [(reading, top) for reading, top in zip(readings, reports, strict=True) if reading.values is not None]
         bounds[mode] = [shifted_bound(top, *reading.bounds(), reading.excess(), RULE) for reading, top in told]
+    print({mode: np.round(values, 4).tolist() for mode, values in bounds.items()})
     assert max(bounds["bridge-exact"]) <= 0.01 < max(bounds["bridge"])
     assert all(tight <= loose + 1e-6 for tight, loose in zip(bounds["bridge-exact"], bounds["bridge"], strict=True))
     assert min(bounds["path"]) > 0.1, "what one spelling says has no bound"

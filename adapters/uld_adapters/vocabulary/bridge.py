@@ -3,7 +3,7 @@
     s(c) = P(the remote's spelling has a token beginning at the end of the prefix, and it is c) / P(it has one beginning there)
 
 over the texts that the small model may write after the prefix. With one vocabulary on both sides it is the ordinary probability
-of c. Pure: the small model is a function from paths of its tokens to rows of log-probabilities.
+of c. Pure: the small model is a function from paths of its tokens to rows of probabilities.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +17,7 @@ from uld_adapters.vocabulary.control import matched
 from uld_adapters.vocabulary.cover import Covers
 from uld_adapters.vocabulary.outcome import Outcomes
 from uld_adapters.vocabulary.tally import LEAST, Event, Tally, Weigher
+from uld_adapters.vocabulary.template import Template, Templates
 from uld_adapters.vocabulary.tokens import Vocabulary
 
 Path = tuple[int, ...]
@@ -65,6 +66,7 @@ class Bridge:
         self.outcomes = Outcomes(self.remote, self.small.index)
         self.control = matched(remote.roles, small.roles, remote.tokens, small.tokens)
         self.rows = small.rows
+        self.templates = Templates(self.outcomes, self.small, self.rows)
         counterparts = set(self.control.values())
         self.void = np.array([i for i in sorted(small.control) if i not in counterparts], dtype=np.int64)
 
@@ -110,23 +112,44 @@ class Bridge:
         Spellings that go another way than the candidate's own are left out where the rows say that they weigh less than `least`.
         """
         found: set[Path] = set()
-        asked = {token: self._ours(place, self.remote.tokens[token]) for token in candidates if token not in self.remote.vocabulary.control}
-        for data in asked.values():
-            exact, overhangs = self.small.onward(place.tail, data)
-            found.update(path[:size] for path in exact for size in range(len(path)))
-            astray = (o.path for o in overhangs if o.path not in rows)
-            found.update(path[:size] for path in astray if _heavy(path, rows, least) for size in range(len(path) + 1))
+        _, singly = self._weighed(Weigher(self.outcomes, self.small, rows, self.rows, least=least), place, candidates)
+        for at in singly:
+            token = candidates[at]
+            if token not in self.remote.vocabulary.control:
+                exact, overhangs = self.small.onward(place.tail, self._ours(place, self.remote.tokens[token]))
+                found.update(path[:size] for path in exact for size in range(len(path)))
+                astray = (o.path for o in overhangs if o.path not in rows)
+                found.update(path[:size] for path in astray if _heavy(path, rows, least) for size in range(len(path) + 1))
         for token in ahead:
-            if token in asked:
-                found.update(self.small.onward(place.tail, asked[token])[0])
+            if token not in self.remote.vocabulary.control:
+                found.update(self.small.onward(place.tail, self._ours(place, self.remote.tokens[token]))[0])
         return {path for path in found if path not in rows}
+
+    def _weighed(self, weigher: Weigher, place: Place, candidates: Sequence[int]) -> tuple[dict[int, Tally], list[int]]:
+        """The tallies of the candidates that can be weighed all at once, and which must be looked at one by one."""
+        paths = self.small.paths(place.tail)
+        found: list[tuple[int, Template]] = []
+        if weigher.least >= LEAST and len(paths) == 1 and not place.pending:
+            for at, token in enumerate(candidates):
+                template = None if token in self.remote.vocabulary.control else self.templates.of(token)
+                if template is not None and (*paths[0], template.exact) not in weigher.rows and self._sealed(place, token):
+                    found.append((at, template))
+        tallies = self.templates.weigh(weigher, paths[0], [template for _, template in found]) if found else []
+        done = {at: tally for (at, _), tally in zip(found, tallies, strict=True) if tally is not None}
+        return done, [at for at in range(len(candidates)) if at not in done]
+
+    def _sealed(self, place: Place, token: int) -> bool:
+        data = self.remote.tokens[token]
+        ours = not place.tail or self.small.sealed(place.tail, data)
+        return ours and (not place.remote_tail or self.remote.sealed(place.remote_tail, data))
 
     def read(self, place: Place, candidates: Sequence[int], rows: Rows, *, least: float = LEAST) -> Shares:
         """S(c) of the candidates from the rows of `cover` and `nodes`; rows of further paths make the bounds narrower."""
         weigher = Weigher(self.outcomes, self.small, rows, self.rows, least=least)
         models = weigher.models
         place_tally, standing = self._boundary(weigher, place)
-        columns = [self._candidate(weigher, place, token) for token in candidates]
+        done, _ = self._weighed(weigher, place, candidates)
+        columns = [done.get(at) or self._candidate(weigher, place, token) for at, token in enumerate(candidates)]
         lower, now, upper, held = (np.empty((models, len(columns))) for _ in range(4))
         for at, tally in enumerate(columns):
             lower[:, at], now[:, at], upper[:, at] = tally.yes, tally.yes + tally.now, tally.yes + tally.now + tally.may
@@ -191,13 +214,13 @@ def beginnings(paths: Iterable[Path]) -> list[Path]:
 
 def _heavy(path: Path, rows: Rows, least: float) -> bool:
     """Whether a path may weigh as much as `least`, as far as the rows tell."""
-    weight: Any = 0.0
+    weight: Any = 1.0
     for size, token in enumerate(path):
         row = rows.get(path[:size])
         if row is None:
             break
-        weight = weight + row[:, token]
-    return bool(np.max(np.exp(weight)) >= least)
+        weight = weight * row[:, token]
+    return bool(np.max(weight) >= least)
 
 
 def excess(shares: Shares) -> Float[np.ndarray, "3 candidates"]:

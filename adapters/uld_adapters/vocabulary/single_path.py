@@ -11,6 +11,7 @@ import numpy as np
 from uld_adapters.vocabulary.bridge import Path, Place, Rows, Shares, beginnings
 from uld_adapters.vocabulary.control import matched
 from uld_adapters.vocabulary.cover import Covers
+from uld_adapters.vocabulary.tally import LEAST
 from uld_adapters.vocabulary.tokens import Vocabulary
 
 
@@ -47,7 +48,7 @@ class SinglePath:
         """The same, and the paths that lead there."""
         return beginnings(self.ends(place))
 
-    def nodes(self, place: Place, candidates: Sequence[int], rows: Rows, *, ahead: Iterable[int] = ()) -> set[Path]:
+    def nodes(self, place: Place, candidates: Sequence[int], rows: Rows, *, ahead: Iterable[int] = (), least: float = LEAST) -> set[Path]:
         """The paths below those of `cover` whose rows `read` needs."""
         spelled = [self._spelled(place, token) for token in candidates]
         return {path[:size] for path in spelled for size in range(len(path))} - rows.keys()
@@ -58,16 +59,18 @@ class SinglePath:
             return (*own, self.control[token]) if token in self.control else own
         return self.small.path(place.tail + self.vocabulary.tokens[token])
 
-    def read(self, place: Place, candidates: Sequence[int], rows: Rows) -> Shares:
+    def read(self, place: Place, candidates: Sequence[int], rows: Rows, *, least: float = LEAST) -> Shares:
         """The ratio of the text's probability with each candidate to that without; anything from 0 to 1 is possible."""
         models = next(iter(rows.values())).shape[0] + 1
 
         def weight(path: Path) -> np.ndarray:
-            steps = [np.append(rows[path[:size]][:, path[size]], -np.log(self.rows)) for size in range(len(path))]
-            return np.sum(steps, axis=0) if steps else np.zeros(models)
+            steps = [np.append(rows[path[:size]][:, path[size]], 1 / self.rows) for size in range(len(path))]
+            return np.sum(np.log(steps), axis=0) if steps else np.zeros(models)
 
-        whole = weight(self.small.path(place.tail))
-        found = np.stack([np.exp(np.minimum(weight(self._spelled(place, token)) - whole, 0.0)) for token in candidates], 1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            whole = weight(self.small.path(place.tail))
+            ratios = [np.exp(np.minimum(weight(self._spelled(place, token)) - whole, 0.0)) for token in candidates]
+        found = np.nan_to_num(np.stack(ratios, 1)) if ratios else np.empty((models, 0))
         neutral = np.array([token in self.vocabulary.control and token not in self.control for token in candidates], dtype=bool)
         neutral |= np.array([not self.vocabulary.tokens[token] for token in candidates], dtype=bool)
         zero, one = np.zeros_like(found), np.ones_like(found)

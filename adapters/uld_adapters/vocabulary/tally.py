@@ -72,7 +72,7 @@ class Weigher:
         found = self._weights.get(path)
         if found is None:
             found = np.empty(self.models)
-            found[:-1] = np.exp(self.rows[path[:-1]][:, path[-1]])
+            found[:-1] = self.rows[path[:-1]][:, path[-1]]
             found[-1] = 1 / self.size
             self._weights[path] = found = found * self.weight(path[:-1])
         return found
@@ -81,12 +81,12 @@ class Weigher:
         """All texts after a path whose row is known."""
         weight = self.weight(path)
         hit = self.outcomes.hitters(event.tail, event.pending + more)
-        chances = np.exp(self.rows[path][:, hit])
+        chances = self.rows[path][:, hit]
         now = event.judge(self.outcomes, more)[0]
         if now:
             rest = 1.0 - self._sum(chances)
             if without is not None and without.size:
-                rest -= self._sum(np.exp(self.rows[path][:, without]))
+                rest -= self._sum(self.rows[path][:, without])
             tally.yes += weight * np.maximum(rest, 0.0)
         self._singly(event, path, hit, chances, more, 0, tally, rest=tally.now if now and event.token is None else tally.may)
 
@@ -108,7 +108,7 @@ class Weigher:
             tally.may[:-1] += weight[:-1]
             tally.may[-1] += weight[-1] * len(ids) / self.size
             return
-        self._singly(event, path, ids, np.exp(self.rows[path][:, ids]), more, skip, tally, rest=tally.may)
+        self._singly(event, path, ids, self.rows[path][:, ids], more, skip, tally, rest=tally.may)
 
     def _singly(
         self,
@@ -137,21 +137,22 @@ class Weigher:
     def leaf(self, event: Event, path: Path, more: bytes, weight: Float[np.ndarray, " models"], tally: Tally) -> None:
         """All texts that begin with a path."""
         now, certain = event.judge(self.outcomes, more)
+        if not certain and path in self.rows:
+            self.node(event, path, more, tally)
+            return
+        hit = 0.0 if certain or not now else self.outcomes.hitters(event.tail, event.pending + more).size / self.size
+        self.settle(path, weight, tally, now=now, certain=certain, hit=hit)
+
+    def settle(self, path: Path, weight: Float[np.ndarray, " models"], tally: Tally, *, now: bool, certain: bool, hit: float) -> None:
+        """Count the mass of a path that nobody looks beyond; what follows it under the uniform model is known all the same."""
         if certain:
             if now:
                 tally.yes += weight
             return
-        if path in self.rows:
-            self.node(event, path, more, tally)
-            return
-        heavy = float(weight[:-1].max())
         if now:
-            # What follows a text under the uniform model is known without asking.
-            weight = weight.copy()
-            hit = self.outcomes.hitters(event.tail, event.pending + more).size
-            tally.yes[-1] += weight[-1] * (1 - hit / self.size)
-            weight[-1] *= hit / self.size
             tally.now += weight
+            tally.yes[-1] += weight[-1] * (1 - hit)
+            tally.now[-1] -= weight[-1] * (1 - hit)
         else:
             tally.may += weight
-        tally.leaves.append((heavy, path))
+        tally.leaves.append((float(weight[:-1].max()), path))
