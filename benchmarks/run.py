@@ -17,7 +17,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE.parent / "runs" / "bench"
-PARTS = ("startup", "training", "demo", "latency", "offset", "vocabulary")
+PARTS = ("startup", "training", "demo", "latency", "offset", "vocabulary", "retokenised")
 
 
 def machine() -> str:
@@ -48,6 +48,10 @@ def run_part(name: str) -> dict[str, Any]:
         import vocabulary
 
         return vocabulary.measure()
+    if name == "retokenised":
+        import retokenised
+
+        return retokenised.measure(WORK)
     if name == "startup":
         import startup
 
