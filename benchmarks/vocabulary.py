@@ -36,9 +36,7 @@ def random_texts(rng: np.random.Generator, *, like: dict[bytes, float] | None = 
     # One factor for each beginning of a text, so that what follows depends on all that came before.
     factors = {text: rng.normal() * spread for text in texts}
     logs = np.array([sum(factors[text[:size]] for size in range(1, len(text) + 1)) for text in texts])
-    logs -= np.array([len(text) * np.log(len(ALPHABET)) for text in texts])
-    if like is not None:
-        logs += np.log([like[text] for text in texts])
+    logs += np.log([len(ALPHABET) ** -float(len(text)) for text in texts] if like is None else [like[text] for text in texts])
     weights = np.exp(logs - logs.max()) + 1e-12
     return dict(zip(texts, weights / weights.sum(), strict=True))
 

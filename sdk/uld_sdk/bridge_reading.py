@@ -18,7 +18,7 @@ from uld_sdk.batching import SmallWorker
 from uld_sdk.certainty import shifted_bound
 
 UNKNOWN = 50.0  # nats that a token may have which nobody asked about
-AHEAD, LIKELY = 4, 0.02  # candidates after which the small model is read on, and the least p_M that they need
+AHEAD, LIKELY = 8, 0.005  # candidates after which the small model is read on, and the least p_M that they need
 LONGEST_PATH = 32  # tokens that may stand beyond the certain ones
 AT_ONCE, MOST = 16, 256  # leaves opened in one pass, and in all, when a bound is too wide
 

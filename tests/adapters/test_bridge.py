@@ -201,7 +201,7 @@ def test_real_tokenizers_cut_at_every_byte(first: str, second: str) -> None:
 @pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_a_uniform_assistant_changes_nothing_on_real_tokenizers(first: str, second: str) -> None:
     bridge = real_pair(first, second)
-    uniform = np.full((1, bridge.rows), 1 / bridge.rows, dtype=np.float32)
+    uniform = np.full((1, bridge.rows), 1 / bridge.rows)
     rng = np.random.default_rng(1)
     for text in NASTY:
         ids = bridge.remote.vocabulary.encode(text)

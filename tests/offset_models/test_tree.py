@@ -8,6 +8,10 @@ import pytest
 import torch
 
 from decoding import likeness
+from pairs import KINDS, save_pair
+from uld_offset_models.artifact import load_artifact
+from uld_offset_models.pair import Pair
+from uld_offset_models.pair_scorer import PairScorer
 from uld_offset_models.scorer import Scorer, Track
 from uld_offset_models.tree import Growth, Tree, takes_masks
 from uld_offset_models.tree_scorer import TreeScorer
@@ -85,3 +89,19 @@ def test_a_scorer_of_trees_thinks_as_the_plain_one(tiny_target: Path) -> None:
     again = trees.read([(tracks[0], ((99,), ((6, ()), (7, (1,)))))])[0]
     expected = scorer.read([(Track(), [*PROMPTS[0], 12, 99, 1])], every=False)[0][0]
     assert again[7, (1,)].peak == pytest.approx(expected.peak, abs=2e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("masks", [None, False])
+def test_pairs_are_read_through_trees(tiny_target: Path, tmp_path: Path, kind: str, masks: bool | None) -> None:
+    pair = load_artifact(save_pair(tmp_path / "pair", tiny_target, kind, gated=True)).model
+    assert isinstance(pair, Pair)
+    scorer, trees = PairScorer(pair), TreeScorer(PairScorer(pair), masks=masks)
+    tracks = [trees.track() for _ in PROMPTS]
+    trees.read([(track, (prompt, ())) for track, prompt in zip(tracks, PROMPTS, strict=True)], every=False)
+    found = trees.read([(t, (chain, paths)) for t, chain, paths in zip(tracks, CHAINS, PATHS, strict=True)])
+    for prompt, chain, paths, nodes in zip(PROMPTS, CHAINS, PATHS, found, strict=True):
+        for at, path in paths:
+            expected = scorer.read([(scorer.track(), [*(prompt + chain)[:at], *path])], every=False)[0][0]
+            assert nodes[at, path].gate == pytest.approx(expected.gate, abs=1e-5)
+            np.testing.assert_allclose(np.log(nodes[at, path].chances()), expected.logprobs(), atol=5e-4)
