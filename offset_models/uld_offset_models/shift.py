@@ -77,8 +77,8 @@ def untouched(peak: float, rule: Rule) -> bool:
 class Ensemble:
     """q over the kept set F: `ids` and log q in nats (normalised over F), most probable first.
 
-    `tail` is the mass m of the unreported tokens, 0 when F is known to lie inside K; `least` is log p_k, which none of them
-    exceeds, and `highest` the largest g among them.
+    `tail` is the mass m of the unreported tokens, 0 when F is known to lie inside K; `least` is what log p_M none of them exceeds,
+    and `highest` the largest g among them.
     """
 
     ids: Int[np.ndarray, " kept"]
@@ -116,7 +116,7 @@ class Ensemble:
 
 def reported(top: TopLogprobs) -> Ensemble:
     """The remote's own report as a q: g = 0 everywhere, no filter, Z_K = 1."""
-    return Ensemble(top.ids, top.logprobs, 0.0, top.tail_mass, float(top.logprobs[-1]), 0.0)
+    return Ensemble(top.ids, top.logprobs, 0.0, top.tail_mass, top.ceiling, 0.0)
 
 
 def completed(top: TopLogprobs, frozen: Float[np.ndarray, " rows"]) -> TopLogprobs:
@@ -150,7 +150,8 @@ def ensemble(top: TopLogprobs, shift: Float[np.ndarray, " rows"], ratio: float) 
     log_z = float(np.logaddexp.reduce(score))
     outside = np.ones(shift.size, dtype=bool)
     outside[ids] = False
-    inside = top.complete or logprobs[-1] < floor or not outside.any()
+    least = max((float(logprobs[-1]), *top.neutral))
+    inside = top.complete or least < floor or not outside.any()
     highest = 0.0 if inside else float(shift[outside].max())
     order = np.lexsort((ids[kept], -score))
-    return Ensemble(ids[kept][order], score[order] - log_z, log_z, 0.0 if inside else top.tail_mass, float(logprobs[-1]), highest)
+    return Ensemble(ids[kept][order], score[order] - log_z, log_z, 0.0 if inside else top.tail_mass, least, highest)

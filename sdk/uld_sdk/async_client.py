@@ -7,19 +7,21 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Self, Unpack
 
-from uld_adapters.backend import Backend, Capabilities
+from uld_adapters.backend import Backend, Capabilities, TakesMessages
 from uld_adapters.errors import UsageError
 from uld_adapters.registry import create_backend
 from uld_adapters.vocabulary.classify import classify
 from uld_adapters.vocabulary.tokens import end_token_ids, tokenizer_fingerprint
 from uld_offset_models.shift import Rule
-from uld_sdk.generation import Answer, Settings
+from uld_sdk.continuing import check_continuing
+from uld_sdk.generation import Answer
 from uld_sdk.keywords import chosen, spelled
 from uld_sdk.options import Connection, ConnectionKeywords, Generation, GenerationKeywords, ScoreKeywords, Scoring
-from uld_sdk.prompts import Message, Prompt, check_prompt, check_room, render
+from uld_sdk.prompts import Message, Prompt, check_prompt, check_room, conversation, render
 from uld_sdk.result import Piece, Result, ScoreResult
 from uld_sdk.sampling import Sampling
 from uld_sdk.scoring import score_continuation
+from uld_sdk.settings import Settings
 from uld_sdk.small_side import SmallSide
 from uld_sdk.templates import TemplateWarning, template_doubt
 from uld_sdk.verify import Mode
@@ -58,7 +60,8 @@ class AsyncUnlearnedClient:
             return said.backend
         shared = ("base_url", "model", "api_key", "timeout", "max_retries", "http_client", "top_logprobs")
         place = {"device": said.target_device, "dtype": said.target_dtype}
-        given = {name: value for name, value in place.items() if value is not None}  # only for backends that run the model here
+        place |= {"route": said.route}
+        given = {name: value for name, value in place.items() if value is not None}  # only for the backends that know them
         return create_backend(said.backend, tokenizer=tokenizer, **{name: getattr(said, name) for name in shared}, **given)
 
     async def capabilities(self) -> Capabilities:
@@ -67,7 +70,7 @@ class AsyncUnlearnedClient:
             if self._capabilities is None:
                 capabilities = await self.backend.probe()
                 await asyncio.to_thread(self._load)
-                if self._borrowed:
+                if self._borrowed and not isinstance(self.backend, TakesMessages):
                     self._doubt = await template_doubt(self.backend, capabilities.model, self._manifest.base.id)
                 self._capabilities = capabilities
         return self._capabilities
@@ -79,12 +82,17 @@ class AsyncUnlearnedClient:
             alignment = classify(tokenizer_fingerprint(self.backend.tokenizer), self._manifest.tokenizer_sha256)
             self._small = SmallSide.load(said.assistant, alignment, self.rule, base=said.assistant_base, device=said.device)
 
-    def _render(self, prompt: Prompt, *, raw: bool) -> list[int]:
+    def _about(self, prompt: Prompt, *, raw: bool) -> tuple[Backend, list[int]]:
+        """The backend to ask, and the prompt's ids: none where the server renders conversations itself."""
+        if isinstance(self.backend, TakesMessages):
+            if raw:
+                raise UsageError("this server takes messages, not text", hint="leave raw out, or with openai pass route='completions'")
+            return self.backend.answering(conversation(prompt)), []
         ids = render(self.backend.tokenizer, prompt, raw=raw)
         if self._doubt is not None and not raw:
             doubt, self._doubt = self._doubt, None
             warnings.warn(doubt, TemplateWarning, stacklevel=2)
-        return ids
+        return self.backend, ids
 
     async def _answer(self, prompt: Prompt, asked: Generation) -> Answer:
         check_prompt(prompt, raw=asked.raw)
@@ -95,9 +103,10 @@ class AsyncUnlearnedClient:
             mode = Mode.PASS_THROUGH if asked.seed is None and sampling.server_can(capabilities) else Mode.MATCH
             if mode is Mode.MATCH and asked.seed is None:
                 sampling = sampling.with_fresh_seed()
-        ids = self._render(prompt, raw=asked.raw)
-        check_room(len(ids), asked.max_new_tokens, capabilities.context, whose="the model's")
         said = self.options
+        check_continuing(capabilities, mode, said.draft)
+        backend, ids = self._about(prompt, raw=asked.raw)
+        check_room(len(ids), asked.max_new_tokens, capabilities.context, whose="the model's")
         settings = Settings(
             rule=self.rule,
             sampling=sampling,
@@ -111,7 +120,7 @@ class AsyncUnlearnedClient:
             trace=said.trace,
         )
         reader = None if self._small is None else self._small.reader(prompt, raw=asked.raw, new=asked.max_new_tokens)
-        return Answer(self.backend, capabilities, settings, ids, self._ends, reader=reader)
+        return Answer(backend, capabilities, settings, ids, self._ends, reader=reader)
 
     @spelled(Generation)
     async def stream(self, prompt: Prompt, **options: Unpack[GenerationKeywords]) -> AsyncGenerator[Piece]:
@@ -170,13 +179,13 @@ class AsyncUnlearnedClient:
         if not isinstance(continuation, str):
             raise UsageError(f"the continuation is {type(continuation).__name__}, not text", hint="pass the text to score")
         capabilities = await self.capabilities()
-        ids = self._render(prompt, raw=asked.raw)
+        backend, ids = self._about(prompt, raw=asked.raw)
         tokens = list(self.backend.tokenizer.encode(continuation, add_special_tokens=False))
         if not tokens:
             raise UsageError("the continuation is empty", hint="pass some text to score")
         check_room(len(ids), len(tokens), capabilities.context, whose="the model's")
         reader = None if self._small is None else self._small.reader(prompt, raw=asked.raw, new=len(tokens))
-        score = await self.backend.score(ids, tokens)
+        score = await backend.score(ids, tokens)
         readings: list[Any] = [None] * len(tokens) if reader is None else list(await reader.along(tokens))
         return score_continuation(score, readings, self.rule)
 

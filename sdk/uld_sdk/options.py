@@ -16,7 +16,7 @@ from uld_sdk.text import stop_strings
 
 REFUSAL = "I'm sorry, but I can't help with that."
 LARGEST_SEED = 2**63 - 1
-_SERVED = ("tgi", "vllm", "llamacpp")
+_SERVED = ("tgi", "vllm", "llamacpp", "openai")
 
 
 class GenerationKeywords(TypedDict, total=False):
@@ -118,6 +118,7 @@ class ConnectionKeywords(TypedDict, total=False):
     device: str
     target_device: str | None
     target_dtype: str | None
+    route: Literal["chat", "completions"] | None
     trace: bool
 
 
@@ -125,8 +126,8 @@ class ConnectionKeywords(TypedDict, total=False):
 class Connection:
     """Options of a client.
 
-    backend: tgi, vllm, llamacpp, hf (a transformers model in this process), an installed name, or a Backend ("vllm").
-    base_url: address of the server, with or without /v1 (None).
+    backend: tgi, vllm, llamacpp, openai, hf (a transformers model in this process), an installed name, or a Backend ("vllm").
+    base_url: address of the server, with or without /v1; with openai as the official client takes it (None).
     assistant: folder of a trained assistant; None shows the plain large model (None).
     model: name of the model on the server; with hf its folder, hub name, or a loaded model (None: the first that is served).
     tokenizer: the large model's: folder, GGUF file, hub name or object (None: with hf the model's, else the assistant's).
@@ -146,6 +147,7 @@ class Connection:
     device: where the assistant runs: cpu, cuda, auto ("cpu").
     target_device: with hf, where the large model runs (None: cpu, or where a loaded model is).
     target_dtype: with hf, its precision: float32, bfloat16 or float16 (None: float32, or that of a loaded model).
+    route: with openai, "chat" (messages, top 20) or "completions" (text or ids, top 5) (None: chat).
     trace: keep what happened at each token in `report.trace` (False).
     """
 
@@ -170,12 +172,13 @@ class Connection:
     device: str = "cpu"
     target_device: str | None = None
     target_dtype: str | None = None
+    route: Literal["chat", "completions"] | None = None
     trace: bool = False
 
     def __post_init__(self) -> None:
         # Not isinstance(..., Backend): on Python 3.11 that would load the tokenizer.
         if not isinstance(self.backend, str) and not callable(getattr(self.backend, "probe", None)):
-            raise UsageError(f"backend is {self.backend!r}", hint="pass a name such as tgi, vllm, llamacpp or hf, or a Backend")
+            raise UsageError(f"backend is {self.backend!r}", hint="pass a name such as tgi, vllm, llamacpp, openai or hf, or a Backend")
         for name in ("base_url", "api_key", "target_device", "target_dtype"):
             _text(self, name, optional=True)
         for name in ("refusal", "device"):
@@ -204,6 +207,14 @@ class Connection:
             raise UsageError(f"draft is {self.draft!r}", hint='choose "stream", "auto" or a number of tokens')
         if (self.target_device or self.target_dtype) and (self.backend in _SERVED or not isinstance(self.backend, str)):
             raise UsageError("target_device and target_dtype are for a model in this process", hint='leave them out, or use backend="hf"')
+        self._check_route()
+
+    def _check_route(self) -> None:
+        if self.route not in (None, "chat", "completions"):
+            raise UsageError(f"route is {self.route!r}", hint='choose "chat" or "completions"')
+        other = self.backend in ("hf", *_SERVED) and self.backend != "openai"
+        if self.route is not None and (other or not isinstance(self.backend, str)):
+            raise UsageError("route is for servers of the OpenAI kind", hint='leave it out, or use backend="openai"')
 
 
 def _checked(options: object, name: str, kind: type, words: str, *, optional: bool = False) -> Any:

@@ -32,7 +32,8 @@ class Report:
     remote's own, `changed` carry another token than the remote wrote, `exact` are those of the full-vocabulary distribution, by
     nothing but what was reported; at the others the total variation is at most `largest_bound`, and at `completed` of these the
     frozen small model stood for the tokens that were not reported (tail policy `complete`). `retokenised` counts how often a
-    server that takes text only was continued from another split of the same text.
+    server that takes text only was continued from another split of the same text, `neutral` the reported tokens that nobody
+    could tell from others (half characters without their bytes): they are never chosen.
     """
 
     mode: str = "greedy"
@@ -47,6 +48,7 @@ class Report:
     largest_bound: float = 0.0
     completed: int = 0
     retokenised: int = 0
+    neutral: int = 0
     seconds_server: float = 0.0
     seconds_small: float = 0.0
     seconds_total: float = 0.0
@@ -56,9 +58,9 @@ class Report:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of the prompt and of the answer (the end token counts)."""
+    """Tokens of the prompt (None where only the server can count them, and did not) and of the answer (the end token counts)."""
 
-    prompt_tokens: int
+    prompt_tokens: int | None
     completion_tokens: int
 
 

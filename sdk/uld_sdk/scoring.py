@@ -22,8 +22,10 @@ def score_continuation(score: Score, readings: Sequence[Any], rule: Rule) -> Sco
     for token, value, top, reading in zip(score.tokens, score.logprobs, score.positions, readings, strict=True):
         if not is_touched(reading, rule):
             untouched += 1
-            low, high = (-np.inf, float(top.logprobs[-1])) if np.isnan(value) else (float(value), float(value))
+            low, high = (-np.inf, top.ceiling) if np.isnan(value) else (float(value), float(value))
             estimate = high
+        elif not top.ids.size:  # the server ended here, and did not report it
+            low, high, estimate = -np.inf, 0.0, 0.0
         else:
             shift = shift_of(reading.excess(), rule)
             q = ensemble(top, shift, rule.filter)
@@ -48,7 +50,7 @@ def _bounds(token: int, value: float, top: TopLogprobs, q: Ensemble, shift: np.n
         high = float(q.logprobs[kept[0]])
         return high + q.log_normaliser - widest, high
     if np.isnan(value) and q.unseen:
-        return -np.inf, float(top.logprobs[-1]) + float(shift[token]) - q.log_normaliser
+        return -np.inf, top.ceiling + float(shift[token]) - q.log_normaliser
     if q.unseen and value >= top.logprobs[0] + np.log(max(rule.filter, 1e-300)):
         weight = value + float(shift[token])  # inside F, though the server's top k does not reach it
         return weight - widest, weight - q.log_normaliser

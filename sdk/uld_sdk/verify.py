@@ -73,6 +73,18 @@ def stands_unseen(reading: SmallReading | None, rule: Rule, mode: Mode) -> bool:
     return mode is not Mode.MATCH and not is_touched(reading, rule)
 
 
+def end_stands(reading: SmallReading | None, rule: Rule, sampling: Sampling, ends: frozenset[int]) -> bool:
+    """Whether an end that a server wrote without reporting its position is q's own choice.
+
+    A greedy server ends where p_M(end) is the largest, so that p_M(end) * exp(g(end)) is the largest, too, if no g exceeds g(end).
+    Nothing can be said of a draw.
+    """
+    if reading is None or not sampling.greedy:
+        return False
+    shift = shift_of(reading.excess(), rule)
+    return all(shift[end] >= shift.max() for end in ends if end < shift.size)
+
+
 def undone(top: TopLogprobs, temperature: float) -> TopLogprobs:
     """A report after temperature T as if before it: log p = T * log p' + constant, for differences are all that q needs.
 
@@ -84,7 +96,7 @@ def undone(top: TopLogprobs, temperature: float) -> TopLogprobs:
         mass = np.log(top.tail_mass)
         tail = mass + (temperature - 1) * float(top.logprobs[-1]) if temperature >= 1 else temperature * mass + (1 - temperature) * MANY
         total = float(np.logaddexp(total, tail))
-    return TopLogprobs(top.ids, raw - total, top.complete)
+    return TopLogprobs(top.ids, raw - total, top.complete, tuple(value * temperature - total for value in top.neutral))
 
 
 def judge(
