@@ -23,8 +23,6 @@ def score_continuation(score: Score, readings: Sequence[Any], rule: Rule) -> Sco
         if not is_touched(reading, rule):
             untouched += 1
             low, high = (-np.inf, last) if np.isnan(value) else (float(value), float(value))
-        elif not top.ids.size:  # the server ended here, and did not report it
-            low, high = -np.inf, 0.0
         else:
             shift = uld_shift(reading.excess(), rule)
             q = ensemble(top, shift, rule.filter)
