@@ -10,7 +10,6 @@ from uld_adapters.backend import TakesMessages
 from uld_adapters.vocabulary.classify import Identity
 from uld_adapters.vocabulary.tokens import end_token_ids
 from uld_offset_models.assistant import Gate, SmallModel
-from uld_offset_models.scorer import Track
 from uld_offset_models.shift import Rule
 from uld_sdk.batching import SmallWorker
 from uld_sdk.generation import Answer
@@ -59,11 +58,19 @@ def about(backend: Any, prompt: str) -> tuple[Any, list[int]]:
 
 
 async def answer(
-    backend: Any, worker: SmallWorker | None, prompt: str, *, sampling: Sampling, mode: Mode, draft: str | int = "stream", retries: int = 0
+    backend: Any,
+    worker: SmallWorker | None,
+    prompt: str,
+    *,
+    sampling: Sampling,
+    mode: Mode,
+    draft: str | int = "stream",
+    retries: int = 0,
+    rule: Rule = RULE,
 ) -> Result:
-    settings = Settings(RULE, sampling, mode, LENGTH, draft=draft, max_retries=retries)
+    settings = Settings(rule, sampling, mode, LENGTH, draft=draft, max_retries=retries)
     capabilities = await backend.probe()
-    reader = None if worker is None else Reader(worker, Identity(), render(backend.tokenizer, prompt), Track())
+    reader = None if worker is None else Reader(worker, Identity(), render(backend.tokenizer, prompt), worker.scorer.track())
     asked, ids = about(backend, prompt)
     run = Answer(asked, capabilities, settings, ids, end_token_ids(backend.tokenizer), reader=reader)
     text, tokens, last = "", [], None

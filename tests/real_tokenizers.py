@@ -1,6 +1,6 @@
 """Tokenizers of released models, read as files out of installed packages that nothing imports; None where a package is missing."""
 
-from functools import lru_cache
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def _file(package: str, *path: str) -> Path | None:
     return next((place for place in places if place.exists()), None)
 
 
-@lru_cache(maxsize=None)
+@cache
 def real(name: str) -> Vocabulary | None:
     """A released model's vocabulary."""
     ranks = ("litellm", "litellm_core_utils", "tokenizers")

@@ -221,8 +221,8 @@ class LlamaCppBackend(ServedBackend):
     async def _inspect(self) -> Capabilities:
         props = await self.http.request("GET", "/props")
         notes = await self._check_tokenizer()
-        if self.top_logprobs > self._vocabulary.rows:
-            self._cap_top(self._vocabulary.rows, "the vocabulary has no more")
+        if self.top_logprobs > len(self.tokenizer):
+            self._cap_top(len(self.tokenizer), "the vocabulary has no more")
         draft = await self.draft(self.tokenizer.encode("The", add_special_tokens=False), 1)
         if draft.finish is None or draft.finish not in FinishReason:
             raise MalformedAnswer("llama.cpp did not end a one-token answer")

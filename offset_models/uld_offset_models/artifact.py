@@ -1,4 +1,4 @@
-"""A trained assistant as a folder: peft adapter, gate, tokenizer, card, and a manifest that pins every file by its SHA-256."""
+"""A trained assistant or pair as a folder: adapter or weights, gate, tokenizer, card, and a manifest with every file's SHA-256."""
 
 import hashlib
 import shutil
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import torch
 
     from uld_offset_models.assistant import Gate, SmallModel
+    from uld_offset_models.pair import Pair
+    from uld_offset_models.pair_scorer import PairScorer
+    from uld_offset_models.scorer import Scorer
 
 GATE = "gate.safetensors"
 _HARMLESS = ("*.md", "LICENSE*", "Thumbs.db", "desktop.ini")  # no loader reads these, nor hidden files
@@ -23,11 +26,38 @@ _HARMLESS = ("*.md", "LICENSE*", "Thumbs.db", "desktop.ini")  # no loader reads 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A loaded assistant, ready for inference."""
+    """A loaded assistant or pair, ready for inference."""
 
     path: Path
     manifest: Manifest
-    model: "SmallModel"
+    model: "SmallModel | Pair"
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the training."""
+        return self.small.tokenizer
+
+    @property
+    def small(self) -> "SmallModel":
+        """The assistant, of a pair o'."""
+        from uld_offset_models.pair import Pair
+
+        return self.model.tuned if isinstance(self.model, Pair) else self.model
+
+    @property
+    def context(self) -> int | None:
+        """How many tokens of text the model can read, None where that is not known."""
+        most = getattr(self.small.backbone.config, "max_position_embeddings", None)
+        prompt = getattr(self.model, "prompt", ())
+        return most if most is None or not prompt else most - prompt[0][0].shape[1]
+
+    def scorer(self, *, threshold: float) -> "Scorer | PairScorer":
+        """What reads along with the loaded model; `threshold` (nats) is where a position counts as touched."""
+        from uld_offset_models.pair import Pair
+        from uld_offset_models.pair_scorer import PairScorer
+        from uld_offset_models.scorer import Scorer
+
+        return PairScorer(self.model, threshold=threshold) if isinstance(self.model, Pair) else Scorer(self.model, threshold=threshold)
 
 
 def verify_files(path: Path, manifest: Manifest) -> None:
@@ -42,7 +72,7 @@ def verify_files(path: Path, manifest: Manifest) -> None:
             wrong.append(f"{name} is missing")
         elif (found := _sha256(file)) != expected:
             wrong.append(f"{name} differs ({file.stat().st_size} bytes, SHA-256 {found[:12]}…, expected {expected[:12]}…)")
-    required = {"adapter_config.json", "adapter_model.safetensors"} | ({GATE} if manifest.gate else set())
+    required = set(manifest.weights) | ({GATE} if manifest.gate else set())
     wrong += [f"{name} is not listed in {MANIFEST}" for name in sorted(required - manifest.files.keys())]
     hint = RETRAIN if wrong else "take out of the folder what does not belong there"
     wrong += [f"{name} was added" for name in _members(path) if name not in manifest.files and not _harmless(name)]
@@ -51,7 +81,7 @@ def verify_files(path: Path, manifest: Manifest) -> None:
 
 
 def load_artifact(path: str | Path, *, base: str | None = None, device: str = "cpu", dtype: "torch.dtype | None" = None) -> Artifact:
-    """Check every hash, load the base, merge the adapter (float32 by default) and return the assistant in eval mode.
+    """Check every hash, load the base, put on it what was trained (float32 by default) and return the assistant or pair in eval mode.
 
     Raises `ArtifactCorrupt` when files differ and `ArtifactMismatch` when base or tokenizer are not those of the training.
     """
@@ -87,35 +117,50 @@ def load_artifact(path: str | Path, *, base: str | None = None, device: str = "c
                 f"{path} was trained with tokenizer {manifest.tokenizer_sha256[:12]}…, but the tokenizer of {owner} is {print_[:12]}…",
                 hint="give the base model that the assistant was trained on",
             )
-    with tolerating_peft():
-        merged = PeftModel.from_pretrained(model, str(path)).merge_and_unload()
     gate = None
     if manifest.gate:
-        gate = Gate(merged.config.hidden_size)
+        gate = Gate(model.config.hidden_size)
         gate.load_state_dict(load_file(str(path / GATE)))
         gate = gate.to(device).eval().requires_grad_(False)
-    merged = merged.to(device=device, dtype=dtype or torch.float32).eval().requires_grad_(False)
+    dtype = dtype or torch.float32
+    if manifest.pair is not None:
+        from uld_offset_models.pair import load_pair
+
+        return Artifact(path, manifest, load_pair(path, model, tokenizer, gate, whole=manifest.pair.whole, device=device, dtype=dtype))
+    with tolerating_peft():
+        merged = PeftModel.from_pretrained(model, str(path)).merge_and_unload()
+    merged = merged.to(device=device, dtype=dtype).eval().requires_grad_(False)
     return Artifact(path, manifest, SmallModel(merged.base_model, real_rows(merged, tokenizer), gate, tokenizer))
 
 
 def save_artifact(
-    output: str | Path, *, adapter: Any, gate: "Gate | None", tokenizer: Any, manifest: Manifest, overwrite: bool = False
+    output: str | Path, *, model: Any, gate: "Gate | None", tokenizer: Any, manifest: Manifest, overwrite: bool = False
 ) -> Manifest:
     """Write the folder beside its final name and rename it at the end; returns the manifest with the files' hashes.
 
-    `adapter` is a peft model. Raises `SaveFailed` (and leaves nothing under `output`) when the disk is full or not writable.
+    `model` is a peft model, or a transformers model to be saved whole. Raises `SaveFailed` (and leaves nothing under `output`) when the
+    disk is full or not writable.
     """
     output = Path(output)
     check_output(output, overwrite=overwrite)
     with saving(output) as folder:
         from safetensors.torch import save_file
 
-        # Asked to decide by itself whether embeddings belong in the file, peft looks for a config.json on the hub.
-        adapter.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+        save_weights(model, folder, base=manifest.base.id)
         if gate is not None:
             save_file({name: value.detach().float().cpu().contiguous() for name, value in gate.state_dict().items()}, str(folder / GATE))
         tokenizer.save_pretrained(str(folder))
         return seal(folder, manifest)
+
+
+def save_weights(model: Any, folder: Path, *, base: str) -> None:
+    """The adapter of a peft model, which says that it belongs on `base`; a transformers model whole."""
+    if not hasattr(model, "peft_config"):
+        model.save_pretrained(str(folder))
+        return
+    model.peft_config["default"].base_model_name_or_path = base
+    # Asked to decide by itself whether embeddings belong in the file, peft looks for a config.json on the hub.
+    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
 
 
 def seal(folder: Path, manifest: Manifest) -> Manifest:

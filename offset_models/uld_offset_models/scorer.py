@@ -24,15 +24,24 @@ def _logits(head: Float[Tensor, "rows hidden"], hidden: Float[Tensor, "n hidden"
 
 @dataclass
 class Track:
-    """One text as the small model has read it: ids, and for each layer keys and values of shape (heads, tokens, head_dim)."""
+    """One text as the small model has read it: ids, and for each layer keys and values of shape (heads, tokens, head_dim).
+
+    The keys and values begin with those of `virtual` tokens, which have no ids.
+    """
 
     tokens: list[int] = field(default_factory=list)
     layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    virtual: int = 0
+
+    @property
+    def past(self) -> int:
+        """How many tokens have been read, virtual ones included."""
+        return self.virtual + len(self.tokens)
 
     def rollback(self, length: int) -> None:
         """Forget everything after the first `length` tokens."""
         self.tokens = self.tokens[:length]
-        self.layers = [(keys[:, :length], values[:, :length]) for keys, values in self.layers]
+        self.layers = [(keys[:, : self.past], values[:, : self.past]) for keys, values in self.layers]
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ class Scorer:
         self.threshold = threshold
         self.rows = int(model.head.shape[0])
         self._mean = model.head.mean(0)
-        self._radius = float((model.head - self._mean).norm(dim=1).max())
+        self.radius = float((model.head - self._mean).norm(dim=1).max())
 
     @torch.inference_mode()
     def excess(self, hidden: Float[Tensor, "n hidden"], gate: Float[Tensor, " n"] | None) -> Float[Tensor, "n rows"]:
@@ -83,7 +92,7 @@ class Scorer:
     def read(self, jobs: Sequence[tuple[Track, Sequence[int]]], *, every: bool = True) -> list[list[Reading]]:
         """Feed each track its new tokens in one batched pass; one Reading after each new token (only the last: every=False)."""
         feed = [(track, list(new)) for track, new in jobs]
-        hidden = self._forward(feed)
+        hidden = self.forward(feed)
         readings = []
         for states, (_, new) in zip(hidden, feed, strict=True):
             wanted = states[: len(new)] if every else states[len(new) - 1 : len(new)]
@@ -92,7 +101,7 @@ class Scorer:
 
     def _readings(self, hidden: Float[Tensor, "n hidden"]) -> list[Reading]:
         gate = None if self.model.gate is None else self.model.gate(hidden)
-        limit = hidden.float().norm(dim=1) * self._radius
+        limit = hidden.float().norm(dim=1) * self.radius
         peaks = limit if gate is None else limit * gate
         open_at = torch.nonzero(peaks > self.threshold).flatten()
         rows: list[Tensor | None] = [None] * len(hidden)
@@ -106,20 +115,25 @@ class Scorer:
         gates: list[float | None] = [None] * len(hidden) if gate is None else gate.tolist()
         return [Reading(peak, c, h, self, row) for peak, c, h, row in zip(peaks.tolist(), gates, hidden, rows, strict=True)]
 
-    def _forward(self, jobs: list[tuple[Track, list[int]]]) -> Float[Tensor, "batch tokens hidden"]:
+    def track(self) -> Track:
+        """A text of which nothing has been read."""
+        return Track()
+
+    def forward(self, jobs: list[tuple[Track, list[int]]]) -> Float[Tensor, "batch tokens hidden"]:
+        """Feed each track its new tokens in one pass; final hidden states, padded on the right."""
         from transformers import DynamicCache
 
         device = self.model.head.device
-        past = max(len(track.tokens) for track, _ in jobs)
+        past = max(track.past for track, _ in jobs)
         width = max(len(new) for _, new in jobs)
-        even = all(len(track.tokens) == past and len(new) == width for track, new in jobs)
+        even = all(track.past == past and len(new) == width for track, new in jobs)
         ids = torch.zeros((len(jobs), width), dtype=torch.long)
         where = torch.zeros((len(jobs), width), dtype=torch.long)
         seen = torch.zeros((len(jobs), past + width), dtype=torch.long)
         for row, (track, new) in enumerate(jobs):
             ids[row, : len(new)] = torch.tensor(new)
-            where[row] = torch.arange(len(track.tokens), len(track.tokens) + width)
-            seen[row, : len(track.tokens)] = 1
+            where[row] = torch.arange(track.past, track.past + width)
+            seen[row, : track.past] = 1
             seen[row, past : past + len(new)] = 1
         cache = DynamicCache()
         if past:
@@ -134,7 +148,7 @@ class Scorer:
             use_cache=True,
         )
         for row, (track, new) in enumerate(jobs):
-            track.layers = [self._take(kv, row, len(track.tokens), past, len(new)) for kv in cache.layers]
+            track.layers = [self._take(kv, row, track.past, past, len(new)) for kv in cache.layers]
             track.tokens = [*track.tokens, *new]
         return out.last_hidden_state.float() if self.model.head.dtype == torch.float32 else out.last_hidden_state
 
@@ -148,7 +162,7 @@ class Scorer:
             rows = shape.new_zeros((len(tracks), shape.shape[0], past, shape.shape[2]))
             for row, track in enumerate(tracks):
                 if track.layers:
-                    rows[row, :, : len(track.tokens)] = track.layers[layer][part]
+                    rows[row, :, : track.past] = track.layers[layer][part]
             stacked.append(rows)
         return stacked[0], stacked[1]
 

@@ -42,8 +42,9 @@ class AsyncUnlearnedClient:
             from uld_offset_models.manifest import read_manifest
 
             self._manifest = read_manifest(said.assistant)
-        default = {name: getattr(self._manifest, name, getattr(Rule(), name)) for name in ("alpha", "margin", "filter")}
-        self.rule = Rule(**{name: value if getattr(said, name) is None else getattr(said, name) for name, value in default.items()})
+        default = {name: getattr(self._manifest, name, getattr(Rule(), name)) for name in ("alpha", "margin", "filter", "tail")}
+        asked = {name: value if getattr(said, name) is None else getattr(said, name) for name, value in default.items()}
+        self.rule = Rule(**asked, method=getattr(self._manifest, "method", Rule.method))
         tokenizer = said.tokenizer
         own = said.backend == "hf" and isinstance(said.model, str | Path)  # such a model brings its tokenizer
         self._borrowed = tokenizer is None and said.assistant is not None and isinstance(said.backend, str) and not own

@@ -35,8 +35,7 @@ class Answer:
         *,
         reader: Reader | None = None,
     ) -> None:
-        self.backend, self.capabilities, self.settings = backend, capabilities, settings
-        self.end_ids = end_ids
+        self.backend, self.capabilities, self.settings, self.end_ids = backend, capabilities, settings, end_ids
         self.written = Written(backend.tokenizer, prompt, settings.stop)
         self.reader = reader
         self.report = Report(mode=settings.mode.value, top_logprobs=capabilities.top_logprobs)
@@ -78,6 +77,8 @@ class Answer:
         if self._rewritten and not self.capabilities.continues:
             raise cannot_go_on()
         if settings.mode is Mode.PASS_THROUGH:
+            if self.reader is not None:
+                await self.reader.primed()  # nothing is being read while the split changes
             self._resume()
         start = self.report.positions
         asked = self.pace.ask(settings.max_new_tokens - start)
@@ -111,7 +112,7 @@ class Answer:
     async def _verify(self, tokens: list[int], positions: list[TopLogprobs]) -> AsyncGenerator[tuple[Piece | None, bool]]:
         """Judge drafted tokens in order, reading ahead with the small model in as few passes as can be."""
         self.report.drafted += len(tokens)
-        if self.reader is not None:
+        if self.reader is not None and tokens:
             await self.reader.primed()
         for at, (token, top) in enumerate(zip(tokens, positions, strict=True)):
             reading = None
@@ -162,6 +163,7 @@ class Answer:
             top, whole = await self._raw_report(top)
         verdict = judge(top, reading, rule, sampling, mode, self.report.positions, drafted=drafted, processed=processed)
         chosen = self._choose(verdict, drafted)
+        self.report.completed += verdict.completed
         # A better token may be one that cannot be sent back as text, that nobody can tell, or that the server's own cuts left out.
         known = whole and chosen == verdict.token and not top.overshadowed
         return chosen, *((verdict.exact, verdict.bound) if known else (False, 1.0))

@@ -111,6 +111,7 @@ class ConnectionKeywords(TypedDict, total=False):
     alpha: float | None
     margin: float | None
     filter: float | None
+    tail: Literal["truncate", "complete"] | None
     on_touched: Literal["rewrite", "refuse"]
     refusal: str
     draft: str | int
@@ -139,6 +140,7 @@ class Connection:
     alpha: strength of the correction (None: the assistant's).
     margin: its dead zone in nats; 0 turns it off (None: the assistant's).
     filter: least share of the top probability that a candidate needs, in (0, 1) (None: the assistant's).
+    tail: what stands for tokens that are not reported: nothing ("truncate"), or the frozen model of a pair ("complete") (None: as trained).
     on_touched: "rewrite" the answer, or "refuse" it at the first position that the assistant touches ("rewrite").
     refusal: what a refusal says ("I'm sorry, but I can't help with that.").
     draft: "stream", "auto", or the number of tokens to ask for in a request ("stream").
@@ -163,6 +165,7 @@ class Connection:
     alpha: float | None = None
     margin: float | None = None
     filter: float | None = None
+    tail: Literal["truncate", "complete"] | None = None
     on_touched: Literal["rewrite", "refuse"] = "rewrite"
     refusal: str = REFUSAL
     draft: str | int = "stream"
@@ -195,6 +198,8 @@ class Connection:
             raise UsageError(f"max_retries is {self.max_retries}", hint="give 0 or more")
         if self.top_logprobs is not None and self.top_logprobs < 1:
             raise UsageError(f"top_logprobs is {self.top_logprobs}", hint="ask for at least 1; 20 is usual")
+        if self.tail not in (None, "truncate", "complete"):
+            raise UsageError(f"tail is {self.tail!r}", hint='choose "truncate" or "complete"')
         if self.on_touched not in ("rewrite", "refuse"):
             raise UsageError(f"on_touched is {self.on_touched!r}", hint='choose "rewrite" or "refuse"')
         number = isinstance(self.draft, int) and not isinstance(self.draft, bool) and self.draft >= 1

@@ -29,10 +29,11 @@ class Report:
 
     `requests` counts HTTP requests, failed ones and those that ask a position again included (a local model makes none).
     `drafted` tokens came from the server, `accepted` stood. Of `positions` verified, `untouched` are proved to be the
-    remote's own, `changed` carry another token than the remote wrote, `exact` are those of the full-vocabulary distribution;
-    at the others the total variation is at most `largest_bound`. `retokenised` counts how often a server that takes text
-    only was continued from another split of the same text, `neutral` the reported tokens that nobody could tell from others
-    (half characters without their bytes): they are never chosen.
+    remote's own, `changed` carry another token than the remote wrote, `exact` are those of the full-vocabulary distribution, by
+    nothing but what was reported; at the others the total variation is at most `largest_bound`, and at `completed` of these the
+    frozen small model stood for the tokens that were not reported (tail policy `complete`). `retokenised` counts how often a
+    server that takes text only was continued from another split of the same text, `neutral` the reported tokens that nobody
+    could tell from others (half characters without their bytes): they are never chosen.
     """
 
     mode: str = "greedy"
@@ -45,6 +46,7 @@ class Report:
     changed: int = 0
     exact: int = 0
     largest_bound: float = 0.0
+    completed: int = 0
     retokenised: int = 0
     neutral: int = 0
     seconds_server: float = 0.0
@@ -102,13 +104,15 @@ class ScoreResult:
     """Log-probability of a given text under the unlearned model, in nats: `lower` <= log q <= `upper`, a value a token.
 
     The bounds differ where the server's top k leaves the normaliser or the token itself open; -inf means that the token is
-    outside the kept set, so that the unlearned model never writes it.
+    outside the kept set, so that the unlearned model never writes it. `estimates` lie between them: the upper bounds, or under
+    the tail policy `complete` what the frozen small model makes of the unreported tail.
     """
 
     token_ids: tuple[int, ...]
     lower: tuple[float, ...]
     upper: tuple[float, ...]
     untouched: int
+    estimates: tuple[float, ...]
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -117,8 +121,8 @@ class ScoreResult:
 
     @property
     def logprob(self) -> float:
-        """The whole text's log-probability in nats, at the upper bound."""
-        return sum(self.upper)
+        """The whole text's log-probability in nats, by the estimates."""
+        return sum(self.estimates)
 
     @property
     def exact(self) -> bool:

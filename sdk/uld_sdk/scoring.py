@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from uld_adapters.logprobs import Score
-from uld_offset_models.shift import Rule, ensemble, uld_shift
+from uld_adapters.logprobs import Score, TopLogprobs
+from uld_offset_models.shift import Ensemble, Rule, completed, ensemble, shift_of
 from uld_sdk.result import ScoreResult
 from uld_sdk.verify import is_touched
 
@@ -15,29 +15,41 @@ def score_continuation(score: Score, readings: Sequence[Any], rule: Rule) -> Sco
     """Log q(y_i | x, y_<i) for each token, q as in generation: p_M where untouched, the ensemble on F elsewhere.
 
     `readings[i]` is the small model's reading at the prefix of token i. Where K is incomplete the normaliser lies between
-    Z_K and Z_K + w, and a token outside K has at most p_k; both ends are returned.
+    Z_K and Z_K + w, and a token outside K has at most p_k; both ends are returned, and under the tail policy `complete` the
+    value with the estimated tail between them.
     """
-    lower, upper, untouched = [], [], 0
+    lower, upper, estimates, untouched = [], [], [], 0
     for token, value, top, reading in zip(score.tokens, score.logprobs, score.positions, readings, strict=True):
-        last = top.ceiling
         if not is_touched(reading, rule):
             untouched += 1
-            low, high = (-np.inf, last) if np.isnan(value) else (float(value), float(value))
+            low, high = (-np.inf, top.ceiling) if np.isnan(value) else (float(value), float(value))
+            estimate = high
         else:
-            shift = uld_shift(reading.excess(), rule)
+            shift = shift_of(reading.excess(), rule)
             q = ensemble(top, shift, rule.filter)
-            kept = np.flatnonzero(q.ids == token)
-            widest = float(np.logaddexp(q.log_normaliser, np.log(q.unseen))) if q.unseen else q.log_normaliser
-            if kept.size:
-                high = float(q.logprobs[kept[0]])
-                low = high + q.log_normaliser - widest
-            elif not np.isnan(value) and q.unseen and value >= top.logprobs[0] + np.log(max(rule.filter, 1e-300)):
-                weight = float(value) + float(shift[token])  # inside F, though the server's top k does not reach it
-                low, high = weight - widest, weight - q.log_normaliser
-            elif np.isnan(value) and q.unseen:
-                low, high = -np.inf, last + float(shift[token]) - q.log_normaliser
-            else:
-                low = high = -np.inf
+            low, high = _bounds(token, float(value), top, q, shift, rule)
+            estimate = high
+            if q.tail and rule.tail == "complete":
+                whole = ensemble(completed(top, reading.frozen()), shift, rule.filter)
+                inside = np.flatnonzero(whole.ids == token)
+                estimate = float(whole.logprobs[inside[0]]) if inside.size else -np.inf
+                estimate = min(max(estimate, low), high)
         lower.append(low)
         upper.append(min(0.0, high))
-    return ScoreResult(tuple(score.tokens), tuple(lower), tuple(upper), untouched)
+        estimates.append(min(0.0, estimate))
+    return ScoreResult(tuple(score.tokens), tuple(lower), tuple(upper), untouched, tuple(estimates))
+
+
+def _bounds(token: int, value: float, top: TopLogprobs, q: Ensemble, shift: np.ndarray, rule: Rule) -> tuple[float, float]:
+    """Both ends of log q at a touched position; `value` is log p_M of the token in nats, NaN where it is not known."""
+    kept = np.flatnonzero(q.ids == token)
+    widest = float(np.logaddexp(q.log_normaliser, np.log(q.unseen))) if q.unseen else q.log_normaliser
+    if kept.size:
+        high = float(q.logprobs[kept[0]])
+        return high + q.log_normaliser - widest, high
+    if np.isnan(value) and q.unseen:
+        return -np.inf, top.ceiling + float(shift[token]) - q.log_normaliser
+    if q.unseen and value >= top.logprobs[0] + np.log(max(rule.filter, 1e-300)):
+        weight = value + float(shift[token])  # inside F, though the server's top k does not reach it
+        return weight - widest, weight - q.log_normaliser
+    return -np.inf, -np.inf

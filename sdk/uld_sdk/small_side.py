@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from uld_adapters.errors import ArtifactMismatch
 from uld_adapters.vocabulary.classify import Alignment
 from uld_offset_models.shift import Rule
 from uld_sdk.batching import SmallWorker
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SmallSide:
-    """A loaded assistant beside a large model; `context` is how many tokens its base can read, None where that is not known."""
+    """A loaded assistant or pair beside a large model; `context` is how many tokens its base can read, None where that is not known."""
 
     worker: SmallWorker
     alignment: Alignment
@@ -30,22 +29,16 @@ class SmallSide:
         """Load the artifact and check it; raises `ArtifactError`, and `UsageError` for a device that is not there."""
         from uld_adapters.device import usable_device
         from uld_offset_models.artifact import load_artifact
-        from uld_offset_models.scorer import Scorer
 
         artifact = load_artifact(folder, base=None if base is None else str(base), device=str(usable_device(device)))
-        if artifact.manifest.method != "uld":
-            raise ArtifactMismatch(f"{folder} holds no assistant but method {artifact.manifest.method}", hint="use --method uld")
-        worker = SmallWorker(Scorer(artifact.model, threshold=rule.margin))
-        context = getattr(artifact.model.backbone.config, "max_position_embeddings", None)
-        return cls(worker, alignment, artifact.model.tokenizer, artifact.manifest, context)
+        worker = SmallWorker(artifact.scorer(threshold=rule.margin))
+        return cls(worker, alignment, artifact.tokenizer, artifact.manifest, artifact.context)
 
     def reader(self, prompt: Prompt, *, raw: bool, new: int) -> Reader:
         """Reads along one answer of at most `new` tokens; raises `ContextExceeded` where prompt and answer do not fit."""
-        from uld_offset_models.scorer import Track
-
         ids = render_as_trained(self.tokenizer, prompt, raw=raw, chat_template=self.manifest.chat_template)
         check_room(len(ids), new, self.context, whose="the assistant's")
-        return Reader(self.worker, self.alignment, ids, Track())
+        return Reader(self.worker, self.alignment, ids, self.worker.scorer.track())
 
     def close(self) -> None:
         """End the small model's thread."""

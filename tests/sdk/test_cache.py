@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import tiny
 from tiny_rows import FORGET, RETAIN, write_rows
@@ -36,6 +37,7 @@ from uld_offset_models.refusals import read_refusals, refused
 from uld_offset_models.target_cache import TargetCache, template_hash
 from uld_sdk.caching.asking import Cost
 from uld_sdk.caching.job import cache
+from uld_sdk.cli import app
 from uld_sdk.templates import TemplateWarning
 
 WIDER = [{**FORGET[0], "paraphrased_question": "How is the river called?", "perturbed_answer": ["It is called the Rhine."]}, *FORGET[1:]]
@@ -317,21 +319,22 @@ def files(tmp_path: Path) -> list[str]:
     return ["--forget", str(forget), "--retain", str(retain), "-o", str(tmp_path / "cache")]
 
 
-def command(*words: str, before: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*CLI, *words], capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, preexec_fn=before)
-    assert "Traceback" not in done.stderr
+def command(*words: str) -> Any:
+    """The command in this process, where no terminal is; the outcome has exit_code, stdout and stderr apart."""
+    done = CliRunner().invoke(app, ["cache", *words], prog_name="uld-sdk")
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return done
 
 
 def test_on_the_command_line(files: list[str], llamacpp_server: Any, tiny_target: Path, tmp_path: Path) -> None:
     server = ["-b", "llamacpp", "-u", llamacpp_server.url, "--tokenizer", str(tiny_target)]
     refused = command(*files, *server)
-    assert refused.returncode == 2
+    assert refused.exit_code == 2
     assert refused.stdout == ""
     assert "the server scores no given text in one request, but some positions a request: 9 more texts of" in refused.stderr
     assert "error: nobody is there to say whether that may be\n  fix: add --yes\n  1 of 10 texts are in " in refused.stderr
     done = command(*files, *server, "--yes", "--json")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     told = json.loads(done.stdout)
     assert (told["path"], told["texts"], told["scored"], told["top_logprobs"], told["scoring"]) == (
         str(tmp_path / "cache"),
@@ -343,14 +346,14 @@ def test_on_the_command_line(files: list[str], llamacpp_server: Any, tiny_target
     assert told["requests"] > 0
     assert "requests" in done.stderr
     again = command(*files, *server)
-    assert again.returncode == 0
+    assert again.exit_code == 0
     assert "0, 10" in again.stdout
     assert again.stderr == ""
 
 
 def test_one_request_a_text_is_not_asked_about(files: list[str], vllm_server: Any, tiny_target: Path) -> None:
     done = command(*files, "-b", "vllm", "-u", vllm_server.url, "--tokenizer", str(tiny_target), "--data", files[1], "--json")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.exit_code, done.stderr) == (0, "")
     assert json.loads(done.stdout)["scored"] == 10
 
 
@@ -362,6 +365,7 @@ def slow_server(tiny_target: Path) -> Iterator[Any]:
         yield server
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_scored(files: list[str], slow_server: Any, tiny_target: Path, tmp_path: Path) -> None:
     server = ["-b", "vllm", "-u", slow_server.url, "--tokenizer", str(tiny_target), "-c", "1"]
     process = subprocess.Popen([*CLI, *files, *server], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
@@ -386,8 +390,9 @@ def test_a_disk_that_is_full_loses_nothing(files: list[str], vllm_server: Any, t
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500))
 
-    full = command(*files, *server, before=limit)
+    full = subprocess.run([*CLI, *files, *server], capture_output=True, text=True, timeout=120, preexec_fn=limit)
     assert full.returncode == 1
+    assert "Traceback" not in full.stderr
     assert (
         "00000.rows could not be written: File too large\n  fix: free some space and run the same command again: it goes on" in full.stderr
     )

@@ -164,7 +164,7 @@ async def test_what_a_server_sampled_is_verified_whatever_is_spoiled(
         run = 0
         while sum(server.faults.values()) < faults:
             server.probability = (0.1, 0.2, 0.3)[run // 3 % 3]
-            options = {"sampling": Sampling(0.8, top_p=0.9), "mode": Mode.PASS_THROUGH, "trace": True}
+            options = {"sampling": Sampling(0.15, top_p=0.9), "mode": Mode.PASS_THROUGH, "trace": True}
             made = answer(
                 backend,
                 worker,
@@ -185,6 +185,7 @@ async def test_what_a_server_sampled_is_verified_whatever_is_spoiled(
         await backend.aclose()
     assert min(ends["whole"], ends["raised"]) > 0, ends
     assert min(audit.counted["touched"], audit.counted["untouched"]) > 100, audit.counted
+    assert min(audit.counted["draft stands"], audit.counted["draft falls"]) > 5, audit.counted
     assert name != "tgi" or audit.counted["lost while asking again"] > 10
 
 

@@ -91,7 +91,7 @@ class Bridge:
 
     def cover(self, place: Place) -> list[Path]:
         """The paths at which the small model may stand when the prefix ends."""
-        return [self.small.path(place.tail), *(overhang.path for overhang in self.small.overhangs(place.tail))]
+        return [*self.small.paths(place.tail), *(overhang.path for overhang in self.small.overhangs(place.tail))]
 
     def nodes(self, place: Place, candidates: Sequence[int], *, ahead: Iterable[int] = ()) -> set[Path]:
         """All paths whose rows `read` needs; with `ahead` also those after these candidates."""
@@ -99,20 +99,19 @@ class Bridge:
         for token in candidates:
             if token not in self.remote.vocabulary.control:
                 exact, overhangs = self.small.onward(place.tail, self._ours(place, self.remote.tokens[token]))
-                found.update(exact[:size] for size in range(len(exact)))
+                found.update(path[:size] for path in exact for size in range(len(path)))
                 found.update(o.path[:size] for o in overhangs for size in range(len(o.path) + 1))
         for token in ahead:
             if token not in self.remote.vocabulary.control:
-                found.add(self.small.onward(place.tail, self._ours(place, self.remote.tokens[token]))[0])
+                found.update(self.small.onward(place.tail, self._ours(place, self.remote.tokens[token]))[0])
         return found
 
     def read(self, place: Place, candidates: Sequence[int], rows: Rows) -> Shares:
         """S(c) of the candidates from the rows of `nodes`; rows of further paths make the bounds narrower."""
         weigher = Weigher(self.outcomes, self.small, rows, self.rows)
         models = weigher.models
-        ends = weigher.weight(self.small.path(place.tail))
         place_tally = self._boundary(weigher, place)
-        columns = [self._candidate(weigher, place, token, ends) for token in candidates]
+        columns = [self._candidate(weigher, place, token) for token in candidates]
         lower, now, upper, held = (np.empty((models, len(columns))) for _ in range(4))
         for at, tally in enumerate(columns):
             lower[:, at], now[:, at], upper[:, at] = tally.yes, tally.yes + tally.now, tally.yes + tally.now + tally.may
@@ -135,27 +134,29 @@ class Bridge:
         """The mass of texts in which a token of the remote begins at the end of the prefix."""
         event = Event(self._theirs(place), place.pending, None)
         tally = Tally(weigher.models)
-        weigher.node(event, self.small.path(place.tail), b"", tally, without=self.void)
+        for path in self.small.paths(place.tail):
+            weigher.node(event, path, b"", tally, without=self.void)
         for overhang in self.small.overhangs(place.tail):
             weigher.tokens(event, overhang.path, overhang.ids, len(place.tail) - overhang.at, b"", tally)
         return tally
 
-    def _candidate(self, weigher: Weigher, place: Place, token: int, ends: Float[np.ndarray, " models"]) -> Tally:
+    def _candidate(self, weigher: Weigher, place: Place, token: int) -> Tally:
         """The mass of texts that the remote's tokenizer goes on with `token`."""
         tally = Tally(weigher.models)
         if token in self.remote.vocabulary.control:
             if token in self.control:
-                tally.yes += ends * weigher.chance(self.small.path(place.tail), np.array([self.control[token]]))[:, 0]
+                path = self.small.path(place.tail)
+                tally.yes += weigher.weight(path) * weigher.chance(path, np.array([self.control[token]]))[:, 0]
             return tally
         data = self._ours(place, self.remote.tokens[token])
         pending = place.pending if self.remote.tokens[token].startswith(place.pending) else b""
         event = Event(self._theirs(place), pending, token)
         exact, overhangs = self.small.onward(place.tail, data)
-        weight = weigher.weight(exact)
-        weigher.leaf(event, exact, data, weight, tally)
-        if exact in weigher.rows:
+        for path in exact:
+            weigher.leaf(event, path, data, weigher.weight(path), tally)
+        if exact[0] in weigher.rows:
             with np.errstate(divide="ignore", invalid="ignore"):
-                tally.held = (tally.yes + tally.now) / weight
+                tally.held = (tally.yes + tally.now) / sum(weigher.weight(path) for path in exact)
         for overhang in overhangs:
             weigher.tokens(event, overhang.path, overhang.ids, len(place.tail) + len(data) - overhang.at, data, tally)
         return tally

@@ -57,8 +57,8 @@ class Outcomes:
 
     def _find(self, tail: bytes, more: bytes) -> Outcome:
         text, place = tail + more, len(tail)
-        now = self._begins(self.remote.path(text), place)
-        possible, opened = {now}, frozenset[int]()
+        ends = [self._begins(path, place) for path in self.remote.paths(text)]
+        now, possible, opened = ends[0], set(ends), frozenset[int]()
         for overhang in self.remote.overhangs(text):
             if overhang.at == place:
                 opened = frozenset(overhang.ids.tolist())
@@ -87,6 +87,8 @@ class Outcomes:
         return remembered(self._hitters, len(tail).to_bytes(4, "big") + tail + more, lambda: self._hit(tail + more))
 
     def _hit(self, text: bytes) -> Int[np.ndarray, " n"]:
+        if len(self.remote.paths(text)) > 1:
+            return self.small.ids  # whatever goes on with the word changes its tokens
         rests: set[bytes] = set()
         for overhang in self.remote.overhangs(text):
             size = len(text) - overhang.at

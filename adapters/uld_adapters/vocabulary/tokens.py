@@ -25,9 +25,6 @@ CORPUS = (
 
 _GIVE_FILE = "pass the tokenizer of the served model: a folder, a GGUF file, a tiktoken, SentencePiece or tekken file"
 
-# llama.cpp's names for byte-level BPE that cuts every digit off by itself before merging.
-_ONE_DIGIT = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell"})
-
 
 @lru_cache(maxsize=1)
 def _byte_alphabet() -> dict[str, int]:
@@ -222,20 +219,6 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return Vocabulary.from_hf(tokenizer).fingerprint
 
 
-def _from_gguf(path: Path) -> Any:
-    """Transformers reads tokens and merges out of a GGUF file, but not how text is cut before merging: mend that."""
-    from tokenizers import pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    from uld_adapters.gguf_file import Gguf
-
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path.parent), gguf_file=path.name)
-    if Gguf.read(path).metadata.get("tokenizer.ggml.pre") in _ONE_DIGIT:
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
-    return tokenizer
-
-
 def load_tokenizer(source: Any) -> Any:
     """A transformers fast tokenizer from an object, a folder, a GGUF file or a hub name."""
     if not isinstance(source, str | Path):
@@ -245,7 +228,9 @@ def load_tokenizer(source: Any) -> Any:
     path = Path(source)
     try:
         if path.suffix == ".gguf":
-            return _from_gguf(path)
+            from uld_adapters.gguf_file import gguf_tokenizer
+
+            return gguf_tokenizer(path)
         return AutoTokenizer.from_pretrained(str(source))
     except (OSError, ValueError) as error:
         raise TokenizerMismatch(

@@ -4,8 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,7 +21,7 @@ _SAME = 0.1  # mean total variation between two answers of one server: batching 
 
 @dataclass(frozen=True)
 class Cost:
-    """What is still to come: texts and their tokens to score, and about how many HTTP requests that will take, and seconds at most.
+    """What is still to come: texts, their tokens to score, about how many HTTP requests, and seconds with one text at a time.
 
     `scoring` is how the server is asked: "prompt", one request a text, or "forced" or "drafts", piece by piece.
     """
@@ -32,10 +31,6 @@ class Cost:
     tokens: int
     requests: int
     seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-able dictionary."""
-        return asdict(self)
 
 
 class Asking:
@@ -54,7 +49,7 @@ class Asking:
     async def first(self, texts: Sequence[Text], *, scoring: str) -> tuple[Cost, list[Text]]:
         """Score a few of the texts one after the other, and tell by them what the others will cost; returns those as well.
 
-        Several at a time will take less time, by how much depends on the server.
+        How much less time several at a time will take depends on the server.
         """
         count = min(len(texts), _FIRST if len(texts) > 10 * _FIRST else 1)
         places = {round(place) for place in np.linspace(0, len(texts) - 1, count)}

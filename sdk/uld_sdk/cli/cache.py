@@ -95,7 +95,7 @@ def _told(cost: "Cost") -> bool:
     how = {"forced": "some positions a request", "drafts": "as far as it agrees with a text"}.get(cost.scoring, "")
     note(
         f"the server scores no given text in one request, but {how}: {cost.texts} more texts of {cost.tokens} tokens take about "
-        f"{cost.requests} requests, and {_duration(cost.seconds)} at most"
+        f"{cost.requests} requests, and {_duration(cost.seconds)} if one is asked at a time"
     )
     return True
 

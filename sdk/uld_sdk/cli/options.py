@@ -92,6 +92,10 @@ class ClientOptions(ServerOptions):
     filter: Annotated[
         float | None, typer.Option("--filter", help="Least share of the top probability for a candidate.", rich_help_panel=UNLEARNING)
     ] = None
+    tail: Annotated[
+        str | None,
+        typer.Option("--tail", help="Of a pair: truncate what is not reported, or complete it.", rich_help_panel=UNLEARNING),
+    ] = None
     on_touched: Annotated[
         str | None, typer.Option("--on-touched", help="rewrite, or refuse at the first touched token.", rich_help_panel=UNLEARNING)
     ] = None
