@@ -24,8 +24,6 @@ def score_continuation(score: Score, readings: Sequence[Any], rule: Rule) -> Sco
             untouched += 1
             low, high = (-np.inf, top.ceiling) if np.isnan(value) else (float(value), float(value))
             estimate = high
-        elif not top.ids.size:  # the server ended here, and did not report it
-            low, high, estimate = -np.inf, 0.0, 0.0
         else:
             shift = shift_of(reading.excess(), rule)
             q = ensemble(top, shift, rule.filter)

@@ -50,8 +50,11 @@ class CompletionsBackend(OpenAIServer):
         try:
             by_ids, _ = await self._once({"prompt": ids})
             self._takes_ids = alike(by_text, by_ids)
-        except (RequestRejected, ServerBusy):
+        except RequestRejected:
             pass
+        except ServerBusy as error:  # llama-cpp-python's word for a prompt of another type
+            if error.status != 500 or "prompt" not in error.message:
+                raise
         return Capabilities(
             model=str(self.model),
             top_logprobs=self.top_logprobs,

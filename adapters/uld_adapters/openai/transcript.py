@@ -9,6 +9,9 @@ from uld_adapters.logprobs import TopLogprobs
 from uld_adapters.openai.names import Named, Told, looks_like_control
 from uld_adapters.vocabulary.by_bytes import TokensByBytes
 
+BROKEN = "\ufffd".encode()
+UNTOLD = "use a server that tells the bytes of its tokens, or their ids"
+
 
 class Transcript:
     """Reads one stream: the id and the report of each written token, in order, checked against the text.
@@ -91,11 +94,13 @@ class Transcript:
             broken, count = known[0].token.data or b"", count + 1
         else:
             broken = new[: new.rfind(rest)] if rest and rest in new else new
+        if BROKEN in broken:
+            return None  # cut off, or never completed: the end of the stream tells
         ids, ways = self._tokens.only_split(broken, count, lambda _, piece: _is_broken(piece))
         if ids is None:
             raise MalformedAnswer(
                 f"the server tells {count} tokens by U+FFFD alone; they spell {broken!r}, in {'several' if ways else 'no'} possible ways",
-                hint="use a server that tells the bytes of its tokens, or their ids",
+                hint=UNTOLD,
             )
         return ids
 
