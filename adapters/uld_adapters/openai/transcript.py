@@ -75,7 +75,8 @@ class Transcript:
                 f"the server's tokens spell {self._spelled[at : at + 20]!r} where its text says {self._text[at : at + 20]!r}",
                 hint="its token strings cannot be relied on; use the backend of that server, if there is one",
             )
-        if len(self._text) > n and not self._waiting:
+        cut_off = bool(self._decoder.getstate()[0]) and set(self._text[n:]) == {"\ufffd"}
+        if len(self._text) > n and not self._waiting and not cut_off:
             raise LogprobsUnavailable(
                 f"the server wrote {self._text[n : n + 20]!r} without log-probabilities",
                 hint="ask a model that reports them for every token",
