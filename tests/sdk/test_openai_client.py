@@ -449,7 +449,6 @@ def test_the_emulator_is_the_apis_on_the_command_line(tiny_target: Path) -> None
         "plain",
         "-p",
         "0",
-        "--json",
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
