@@ -223,6 +223,20 @@ def test_tokens_and_text_must_say_the_same() -> None:
         spaced.push([told((b" c", -0.5))], "c")
 
 
+def test_an_answer_may_be_cut_off_inside_a_character() -> None:
+    transcript = Transcript(TOKENS, 1)
+    assert [token for token, _ in transcript.push([told((b"a", -0.5)), told((b"\xe6", -0.5))], "a\ufffd")] == [0, 3]
+    assert not transcript.close()
+    held = Transcript(TOKENS, 1)
+    held.push([told((b"\xe6", -0.5))], "")
+    held.push([told((b"\x9d", -0.5)), told((b"\xb1", -0.5))], "東")
+    assert not held.close()
+    broken = Transcript(TOKENS, 1)
+    broken.push([told((b"\xe6", -0.5))], "\ufffd")
+    with pytest.raises(MalformedAnswer, match="where its text says"):
+        broken.push([told((b"\x9d", -0.5)), told((b"\xb1", -0.5))], "\ufffd\ufffd")
+
+
 def test_reports_of_one_position_are_known() -> None:
     one = TopLogprobs.build([1, 2, 3], [-1.0, -2.0, -3.0])
     assert alike(one, TopLogprobs.build([1, 2, 4], [-1.1, -1.9, -3.1]))
