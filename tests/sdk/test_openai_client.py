@@ -436,20 +436,8 @@ def test_the_emulator_is_the_apis_on_the_command_line(tiny_target: Path) -> None
     import subprocess
     import sys
 
-    command = [
-        sys.executable,
-        "-m",
-        "uld_sdk.cli",
-        "emulate",
-        "-m",
-        str(tiny_target),
-        "-d",
-        "openai",
-        "--prefill",
-        "plain",
-        "-p",
-        "0",
-    ]
+    options = ("-m", str(tiny_target), "-d", "openai", "--prefill", "plain", "-p", "0")
+    command = [sys.executable, "-m", "uld_sdk.cli", "emulate", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         told = process.stdout.readline()

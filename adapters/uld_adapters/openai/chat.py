@@ -123,7 +123,7 @@ class ChatBackend(OpenAIServer):
             raise MalformedAnswer("the server answered the first question with nothing")
         cuts = [cut for cut in range(1, len(first.tokens)) if first.positions[cut].ids.size and self._text(first.tokens[:cut])]
         if not cuts:
-            return "nobody could try whether the server's chat continues an answer; " + NO_PREFILL
+            return "the first answer gave no text to try a continuation with, so that none is relied on: " + NO_PREFILL
         text = str(self._text(first.tokens[: cuts[-1]]))
         for self._prefill in PREFILLS:
             try:

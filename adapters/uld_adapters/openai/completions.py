@@ -5,7 +5,7 @@ from typing import Any
 
 from uld_adapters.backend import Capabilities
 from uld_adapters.errors import RequestRejected, ServerBusy
-from uld_adapters.openai.names import Told, check_places, completion_positions
+from uld_adapters.openai.names import Told, chat_positions, check_places, completion_positions
 from uld_adapters.openai.server import COMPARED, LOOKAHEAD, OpenAIServer, alike
 
 
@@ -33,6 +33,8 @@ class CompletionsBackend(OpenAIServer):
         text, report = choice.get("text") or "", choice.get("logprobs")
         if report is None:
             return [], text, before
+        if "content" in report:  # llama.cpp tells them as in a chat
+            return chat_positions(report), text, None
         told, places = completion_positions(report)
         return told, text, check_places(before, places)
 

@@ -78,8 +78,8 @@ class Transcript:
                 f"the server's tokens spell {self._spelled[at : at + 20]!r} where its text says {self._text[at : at + 20]!r}",
                 hint="its token strings cannot be relied on; use the backend of that server, if there is one",
             )
-        ahead = self._text[n:]
-        if ahead and not self._waiting and (last or ahead.strip("\ufffd")):
+        cut_off = bool(self._decoder.getstate()[0]) and set(self._text[n:]) == {"\ufffd"}
+        if len(self._text) > n and not self._waiting and not cut_off:
             raise LogprobsUnavailable(
                 f"the server wrote {ahead[:20]!r} without log-probabilities", hint="ask a model that reports them for every token"
             )
@@ -120,6 +120,11 @@ class Transcript:
         """
         if named.id is not None:
             rows = self._tokens.vocabulary.tokens
+            if named.data and 0 <= named.id < len(rows) and len(rows[named.id]) < len(named.data) and named.data.endswith(rows[named.id]):
+                raise LogprobsUnavailable(
+                    f"the server told nothing of the tokens before the id {named.id}, whose bytes came with it: {named.data!r}",
+                    hint="use the backend of that server, which asks for them again (llamacpp)",
+                )
             if not 0 <= named.id < len(rows) or (named.data is not None and rows[named.id] != named.data):
                 raise self._unknown(named)
             return named.id
