@@ -18,7 +18,8 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 
 from real_tokenizers import real  # noqa: E402
 from toy_texts import Asked, TextModel, share, toy_vocabulary, walk  # noqa: E402
-from uld_adapters.vocabulary.bridge import Bridge, change  # noqa: E402
+from uld_adapters.vocabulary.bridge import Bridge  # noqa: E402
+from uld_adapters.vocabulary.shares import change  # noqa: E402
 from uld_adapters.vocabulary.single_path import SinglePath  # noqa: E402
 from uld_adapters.vocabulary.tokens import Vocabulary  # noqa: E402
 

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from uld_adapters.vocabulary.bridge import Bridge, Place, Shares
+from uld_adapters.vocabulary.bridge import Bridge, Place
 from uld_adapters.vocabulary.control import Role
+from uld_adapters.vocabulary.shares import Shares
 from uld_adapters.vocabulary.tokens import Vocabulary
 
 Path = tuple[int, ...]

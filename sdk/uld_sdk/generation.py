@@ -11,14 +11,15 @@ from uld_adapters.errors import BackendError, MalformedAnswer, RequestRejected
 from uld_adapters.http import TALLY, Tally, seconds_before_retry
 from uld_adapters.logprobs import TopLogprobs
 from uld_sdk.arrivals import arriving
-from uld_sdk.bridge_reading import BridgeReader
+from uld_sdk.bridge_reader import BridgeReader
 from uld_sdk.certainty import widened
 from uld_sdk.continuing import cannot_go_on
 from uld_sdk.pace import MOST, Pace
+from uld_sdk.raw_report import raw_report
 from uld_sdk.reading import Reader
 from uld_sdk.result import Piece, Report, Result, Step, Usage
 from uld_sdk.settings import Settings
-from uld_sdk.verify import Mode, Verdict, end_stands, is_touched, judge, stands_unseen, undone
+from uld_sdk.verify import Mode, Verdict, end_stands, is_touched, judge, stands_unseen
 from uld_sdk.written import Written
 
 DRAFT_GREEDY = ServerSampling()
@@ -174,7 +175,9 @@ class Answer:
         whole, processed = True, None
         if mode is Mode.PASS_THROUGH and self.capabilities.processed:
             processed = top
-            top, whole = await self._raw_report(top)
+            start = time.perf_counter()
+            top, whole = await raw_report(self.backend, self.written.prefix, top, sampling, self._counting)
+            self.report.seconds_server += time.perf_counter() - start
             await self._touched(reading, top)
         verdict = judge(top, reading, rule, sampling, mode, self.report.positions, drafted=drafted, processed=processed)
         if verdict.touched and (bounds := reading.bounds()) is not None:
@@ -203,26 +206,6 @@ class Answer:
         if token in self.end_ids or not self.capabilities.continues:
             return True
         return self.backend.resume([*self.written.prefix, token]) is not None
-
-    async def _raw_report(self, processed: TopLogprobs) -> tuple[TopLogprobs, bool]:
-        """The raw top k of the next position, from a server whose sampled report is processed; False where its cuts stay.
-
-        A temperature is undone. What top-k and top-p cut away is asked for again with one greedy token, but after half a
-        character, or in a split that is not the text's own, no request can ask.
-        """
-        sampling = self.settings.sampling
-        cut = sampling.top_k is not None or (sampling.top_p or 1.0) < 1.0
-        if not cut or self.backend.resume(self.written.prefix) != self.written.prefix:
-            return undone(processed, sampling.temperature), not cut
-        start = time.perf_counter()
-        asked = self.backend.draft(self.written.prefix, 1)
-        draft = await asyncio.create_task(asked, context=self._counting)
-        self.report.seconds_server += time.perf_counter() - start
-        if not draft.positions:
-            raise MalformedAnswer("the server wrote nothing where a token was asked for")
-        if not draft.positions[0].ids.size:
-            return undone(processed, sampling.temperature), False
-        return draft.positions[0], True
 
     def _emit(self, token: int, *, stands: bool) -> Piece:
         if self.report.seconds_first_token is None:

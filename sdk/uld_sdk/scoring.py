@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from uld_adapters.logprobs import Score, TopLogprobs
-from uld_offset_models.shift import Ensemble, Rule, completed, ensemble, shift_of
+from uld_offset_models.shift import Ensemble, Rule, completed_ensemble, ensemble, shift_of
 from uld_sdk.bridge_reading import BridgedReading
 from uld_sdk.certainty import score_bounds
 from uld_sdk.result import ScoreResult
@@ -26,8 +26,6 @@ def score_continuation(score: Score, readings: Sequence[Any], rule: Rule) -> Sco
             untouched += 1
             low, high = (-np.inf, top.ceiling) if np.isnan(value) else (float(value), float(value))
             estimate = high
-        elif not top.ids.size:  # the server ended here, and did not report it
-            low, high, estimate = -np.inf, 0.0, 0.0
         else:
             shift = shift_of(reading.excess(), rule)
             q = ensemble(top, shift, rule.filter)
@@ -37,7 +35,7 @@ def score_continuation(score: Score, readings: Sequence[Any], rule: Rule) -> Sco
                 low, high = score_bounds(token, float(value), top, reading.bounds(), rule)
                 estimate = min(max(estimate, low), high)
             if q.tail and rule.tail == "complete":
-                whole = ensemble(completed(top, reading.frozen()), shift, rule.filter)
+                whole = completed_ensemble(top, reading.frozen(), shift, rule.filter)
                 inside = np.flatnonzero(whole.ids == token)
                 estimate = float(whole.logprobs[inside[0]]) if inside.size else -np.inf
                 estimate = min(max(estimate, low), high)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Self
 from uld_adapters.vocabulary.alignment import Alignment
 from uld_offset_models.shift import Rule
 from uld_sdk.batching import SmallWorker
-from uld_sdk.bridge_reading import BridgeReader, Bridging
+from uld_sdk.bridge_reader import BridgeReader
+from uld_sdk.bridge_reading import Bridging
 from uld_sdk.prompts import Prompt, check_room, render_as_trained
 from uld_sdk.reading import Reader
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from real_tokenizers import real
 from toy_texts import Asked, TextModel, expanded, share, toy_vocabulary, walk
 from uld_adapters.vocabulary.bpe import Bpe
-from uld_adapters.vocabulary.bridge import Bridge, change, excess
+from uld_adapters.vocabulary.bridge import Bridge
 from uld_adapters.vocabulary.control import Role
+from uld_adapters.vocabulary.shares import change, excess
 from uld_adapters.vocabulary.tokens import Vocabulary
 
 LENGTH = 7

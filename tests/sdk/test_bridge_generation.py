@@ -11,7 +11,8 @@ import torch
 import tiny
 from decoding import LENGTH, PROMPTS, K, likeness
 from uld_adapters.registry import create_backend
-from uld_adapters.vocabulary.bridge import Bridge, Place, excess
+from uld_adapters.vocabulary.bridge import Bridge, Place
+from uld_adapters.vocabulary.shares import excess
 from uld_adapters.vocabulary.tokens import Vocabulary, end_token_ids
 from uld_offset_models.assistant import SmallModel
 from uld_offset_models.scorer import Scorer, Track
@@ -19,7 +20,8 @@ from uld_offset_models.shift import Rule, uld_shift
 from uld_offset_models.tree_scorer import TreeScorer
 from uld_sdk.aligning import bridged
 from uld_sdk.batching import SmallWorker
-from uld_sdk.bridge_reading import AHEAD, LIKELY, BridgeReader, Bridging
+from uld_sdk.bridge_reader import AHEAD, LIKELY, BridgeReader
+from uld_sdk.bridge_reading import Bridging
 from uld_sdk.certainty import shifted_bound
 from uld_sdk.generation import Answer, Settings
 from uld_sdk.prompts import render, render_as_trained

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from uld_adapters.vocabulary.bridge import Path, Place, Rows, Shares, beginnings
+from uld_adapters.vocabulary.bridge import Path, Place, Rows, beginnings
 from uld_adapters.vocabulary.control import matched
 from uld_adapters.vocabulary.cover import Covers
+from uld_adapters.vocabulary.shares import Shares
 from uld_adapters.vocabulary.tally import LEAST
 from uld_adapters.vocabulary.tokens import Vocabulary
 
