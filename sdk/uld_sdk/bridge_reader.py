@@ -20,7 +20,8 @@ from uld_sdk.certainty import shifted_bound
 
 AHEAD, LIKELY = 8, 0.005  # candidates after which the small model is read on, and the least p_M that they need
 LONGEST_PATH = 32  # tokens that may stand beyond the certain ones
-AT_ONCE, MOST = 16, 256  # leaves opened in one pass, and in all, when a bound is too wide
+AT_ONCE, MOST = 16, 256  # paths read in one pass, and in all, when a bound is too wide
+LIGHTEST = 1e-9  # mass of a position that is never looked at by itself
 
 
 @dataclass
@@ -148,18 +149,20 @@ class BridgeReader:
                 await self._narrow(reading, ids, top, shares)
 
     async def _narrow(self, reading: BridgedReading, ids: list[int], top: TopLogprobs, shares: Shares) -> None:
-        """Open the heaviest leaves until the bound is within the tolerance, or too many have been opened."""
+        """Open the heaviest leaves, and look at lighter ones, until the bound is within the tolerance or too many have been read."""
         opened = 0
         while (
-            shares.open
-            and opened < MOST
+            opened < MOST
+            and reading.least > LIGHTEST
             and shifted_bound(top, *reading.bounds(), reading.excess(), self.bridging.rule) > self.bridging.tolerance
         ):
-            heaviest = [path for weight, path in shares.open[:AT_ONCE] if weight > 0]
-            if not heaviest:
-                return
-            opened += len(heaviest)
-            await self._add([(reading, [path for path in beginnings(heaviest) if path not in reading.nodes])])
+            wanted = beginnings(path for weight, path in shares.open[:AT_ONCE] if weight > reading.least)
+            if not wanted:
+                reading.least /= 10
+                wanted = reading.missing(ids)[: MOST - opened]
+            further = [path for path in wanted if path not in reading.nodes]
+            opened += len(further)
+            await self._add([(reading, further)])
             shares = reading.settle(ids)
 
     async def _add(self, asked: Sequence[tuple[BridgedReading, Sequence[Path]]]) -> None:

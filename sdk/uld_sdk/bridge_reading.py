@@ -49,11 +49,6 @@ class Bridging:
     exact: bool = False
     tolerance: float = 0.01
 
-    @property
-    def least(self) -> float:
-        """The mass of a position below which a spelling is not looked at by itself."""
-        return self.tolerance / 1000 if self.exact else LEAST
-
 
 @dataclass
 class BridgedReading:
@@ -70,6 +65,7 @@ class BridgedReading:
     rows: dict[Path, np.ndarray] = field(default_factory=dict)
     values: np.ndarray | None = None  # excess or change by the remote's ids: value, least, most
     quiet: bool = False
+    least: float = LEAST  # mass of the position below which a spelling is not looked at by itself
 
     @property
     def peak(self) -> float:
@@ -100,7 +96,7 @@ class BridgedReading:
 
     def missing(self, ids: Sequence[int], ahead: Sequence[int] = ()) -> list[Path]:
         """What is still to be read so that these tokens can be judged."""
-        return sorted(self.bridging.weighing.nodes(self.place, ids, self._known(), ahead=ahead, least=self.bridging.least))
+        return sorted(self.bridging.weighing.nodes(self.place, ids, self._known(), ahead=ahead, least=self.least))
 
     def _known(self) -> dict[Path, np.ndarray]:
         for path, node in self.nodes.items():
@@ -111,7 +107,7 @@ class BridgedReading:
     def settle(self, ids: Sequence[int]) -> Shares:
         """Judge the remote's tokens by what has been read; the reading is quiet if none of them can have a shift."""
         rule = self.bridging.rule
-        shares = self.bridging.weighing.read(self.place, ids, self._known(), least=self.bridging.least)
+        shares = self.bridging.weighing.read(self.place, ids, self._known(), least=self.least)
         pair = rule.method == "offset"
         known = change(shares, self._gate_of(shares)) if pair else excess(shares)
         # Beyond the report: as large a shift as can be, which under a margin of ULD is none.

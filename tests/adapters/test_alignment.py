@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
+from rank_files import rank_file, ranks_of
 from real_tokenizers import real
 from uld_adapters.errors import TokenizerMismatch, UsageError
 from uld_adapters.vocabulary.alignment import NOWHERE, gather
@@ -170,8 +171,6 @@ def test_real_pairs(remote: str, small: str, kind: str) -> None:
 
 
 def test_any_tokenizer_file_opens(tmp_path: Path, tiny_target: Path, tiny_gguf: Path) -> None:
-    from test_vocabulary import rank_file, ranks_of
-
     folder = open_vocabulary(str(tiny_target))
     assert open_vocabulary(tiny_target / "tokenizer.json").tokens == folder.tokens
     assert open_vocabulary(tiny_gguf).tokens == folder.tokens

@@ -8,7 +8,6 @@ of c. Pure: the small model is a function from paths of its tokens to rows of pr
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -60,8 +59,8 @@ class Bridge:
     def begin(self, text: bytes) -> tuple[Path, Place]:
         """The place after a text that is known, such as a prompt without a template."""
         place = self.start()
-        certain, tail = self.small.advance(place.tail + text)
-        return certain, Place(tail, self.remote.advance(place.remote_tail + text)[1])
+        certain, tail = self.small.advance(place.tail + self.small.written(text))
+        return certain, Place(tail, self.remote.advance(place.remote_tail + self.remote.written(text))[1])
 
     def step(self, place: Place, token: int) -> tuple[Path, Place]:
         """Go on by one of the remote's tokens: the small model's tokens that are certain by now, and the new place."""
@@ -75,7 +74,7 @@ class Bridge:
 
     def _ours(self, place: Place, data: bytes) -> bytes:
         """A token's bytes as the small model's text has them."""
-        return data[len(place.pending) :] if place.pending and data.startswith(place.pending) else data
+        return self.small.written(data[len(place.pending) :] if place.pending and data.startswith(place.pending) else data)
 
     def _theirs(self, place: Place) -> bytes:
         return b"" if place.pending else place.remote_tail
@@ -94,18 +93,24 @@ class Bridge:
         Spellings that go another way than the candidate's own are left out where the rows say that they weigh less than `least`.
         """
         found: set[Path] = set()
-        _, singly = self._weighed(Weigher(self.outcomes, self.small, rows, self.rows, least=least), place, candidates)
+        weigher = self._weigher(place, rows, least)
+        _, singly = self._weighed(weigher, place, candidates)
         for at in singly:
             token = candidates[at]
             if token not in self.remote.vocabulary.control:
                 exact, overhangs = self.small.onward(place.tail, self._ours(place, self.remote.tokens[token]))
                 found.update(path[:size] for path in exact for size in range(len(path)))
                 astray = (o.path for o in overhangs if o.path not in rows)
-                found.update(path[:size] for path in astray if _heavy(path, rows, least) for size in range(len(path) + 1))
+                found.update(path[:size] for path in astray if weigher.heavy(path) for size in range(len(path) + 1))
         for token in ahead:
             if token not in self.remote.vocabulary.control:
                 found.update(self.small.onward(place.tail, self._ours(place, self.remote.tokens[token]))[0])
         return {path for path in found if path not in rows}
+
+    def _weigher(self, place: Place, rows: Rows, least: float) -> Weigher:
+        weigher = Weigher(self.outcomes, self.small, rows, self.rows, least=least)
+        weigher.given(self.small.paths(place.tail), self.small.overhangs(place.tail))
+        return weigher
 
     def _weighed(self, weigher: Weigher, place: Place, candidates: Sequence[int]) -> tuple[dict[int, Tally], list[int]]:
         """The tallies of the candidates that can be weighed all at once, and which must be looked at one by one."""
@@ -127,7 +132,7 @@ class Bridge:
 
     def read(self, place: Place, candidates: Sequence[int], rows: Rows, *, least: float = LEAST) -> Shares:
         """S(c) of the candidates from the rows of `cover` and `nodes`; rows of further paths make the bounds narrower."""
-        weigher = Weigher(self.outcomes, self.small, rows, self.rows, least=least)
+        weigher = self._weigher(place, rows, least)
         models = weigher.models
         place_tally, standing = self._boundary(weigher, place)
         done, _ = self._weighed(weigher, place, candidates)
@@ -148,7 +153,8 @@ class Bridge:
     def _neutral(self, token: int) -> bool:
         if token in self.remote.vocabulary.control:
             return token not in self.control
-        return not self.remote.tokens[token]
+        data = self.remote.tokens[token]
+        return not data or self.small.written(data) != data
 
     def _boundary(self, weigher: Weigher, place: Place) -> tuple[Tally, list[tuple[Path, Float[np.ndarray, " models"]]]]:
         """The mass of texts in which a token of the remote begins at the end of the prefix, and where the models stand then."""
@@ -192,14 +198,3 @@ class Bridge:
 def beginnings(paths: Iterable[Path]) -> list[Path]:
     """The paths and all their beginnings, longer ones first."""
     return list(dict.fromkeys(path[:size] for path in paths for size in range(len(path), -1, -1)))
-
-
-def _heavy(path: Path, rows: Rows, least: float) -> bool:
-    """Whether a path may weigh as much as `least`, as far as the rows tell."""
-    weight: Any = 1.0
-    for size, token in enumerate(path):
-        row = rows.get(path[:size])
-        if row is None:
-            break
-        weight = weight * row[:, token]
-    return bool(np.max(weight) >= least)

@@ -93,17 +93,19 @@ def _check(remote: Vocabulary, small: Vocabulary) -> None:
                 f"{about} changes every text before it splits it ({', '.join(changes)}): its tokens do not spell what was written",
                 hint="use a small model whose tokenizer keeps texts as they are (byte-level BPE, SentencePiece with identity)",
             )
-        speller = None if mine.spelling is None else mine.spelling.speller
-        if isinstance(speller, Bpe) and (
-            missing := [byte for byte in range(256) if bytes([byte]) not in speller.atoms and byte not in _UNUSED]
-        ):
+        if missing := [byte for byte in _unspelled(mine) if byte not in _UNUSED]:
             raise TokenizerMismatch(
                 f"{about} has no usable bytes: {len(missing)} bytes have no token, the first is 0x{missing[0]:02X}",
                 hint="use a model whose tokenizer has a token for each byte (byte-level BPE, or byte fallback)",
             )
 
 
-_UNUSED = frozenset({0xC0, 0xC1, *range(0xF5, 0x100)})  # never part of UTF-8
+# Control characters, planes without characters, and what is never part of UTF-8: texts do without.
+_UNUSED = frozenset({*range(0x20), 0x7F, 0xC0, 0xC1, 0xF1, 0xF2, *range(0xF5, 0x100)} - set(b"\t\n\r"))
+
+
+def _unspelled(vocabulary: Vocabulary) -> bytes:
+    return b"" if vocabulary.spelling is None else vocabulary.spelling.speller.unspelled
 
 
 def _check_ends(remote: Vocabulary, small: Vocabulary) -> None:
@@ -134,6 +136,9 @@ def _neutral(remote: Vocabulary, small: Vocabulary, kind: Kind) -> list[tuple[st
     control = matched(remote.roles, small.roles, remote.tokens, small.tokens)
     named = ((token, remote.tokens[token].decode(errors="replace")) for token in sorted(remote.control))
     found = [(name or f"id {token}", "a control token without a counterpart") for token, name in named if token not in control]
+    if kind == "bridge":
+        texts = ((token, data) for token, data in enumerate(remote.tokens) if token not in remote.control)
+        found += [(repr(data)[2:-1], "bytes that the small side cannot spell") for _, data in texts if set(data) & set(_unspelled(small))]
     if kind in ("bridge", "path") and remote.spelling is not None and isinstance(remote.spelling.speller, Bpe):
         speller = remote.spelling.speller
         usable = speller.reachable | set(speller.whole.values())

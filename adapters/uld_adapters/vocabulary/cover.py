@@ -51,6 +51,7 @@ class Covers:
             )
         self.vocabulary, self.spelling = vocabulary, spelling
         self.tokens = vocabulary.tokens
+        self._unspelled = spelling.speller.unspelled
         speller = spelling.speller
         if isinstance(speller, Bpe):
             usable = speller.reachable | set(speller.whole.values())
@@ -66,6 +67,10 @@ class Covers:
         self._onward: tuple[bytes, dict[bytes, tuple[list[tuple[int, ...]], list[Overhang]]]] = (b"", {})
         self._fits: dict[bytes, Int[np.ndarray, " n"]] = {}
         self._matrix = np.frombuffer(b"".join(t[:_WIDE].ljust(_WIDE, b"\0") for t in self.tokens), dtype=np.uint8).reshape(-1, _WIDE)
+
+    def written(self, data: bytes) -> bytes:
+        """What of a text its spelling has: bytes without a token are left out."""
+        return data.translate(None, self._unspelled) if self._unspelled else data
 
     def path(self, tail: bytes) -> tuple[int, ...]:
         """The spelling of a tail that ends with it."""

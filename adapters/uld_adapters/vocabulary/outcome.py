@@ -50,6 +50,7 @@ class Outcomes:
 
     def of(self, tail: bytes, more: bytes) -> Outcome:
         """What begins after the tail of a prefix, if the text goes on with `more`."""
+        more = self.remote.written(more)
         if not tail or (more and self.remote.sealed(tail, more)):
             return remembered(self._free, more, lambda: self._find(b"", more))
         return remembered(self._outcomes, len(tail).to_bytes(4, "big") + tail + more, lambda: self._find(tail, more))
@@ -81,6 +82,7 @@ class Outcomes:
 
     def hitters(self, tail: bytes, more: bytes) -> Int[np.ndarray, " n"]:
         """The small model's tokens after which the outcome may be another: those that begin as a token reaching beyond the text goes on."""
+        more = self.remote.written(more)
         if tail and more and self.remote.sealed(tail, more):
             tail = b""
         return remembered(self._hitters, len(tail).to_bytes(4, "big") + tail + more, lambda: self._hit(tail + more))

@@ -53,7 +53,8 @@ def _ratio(shares: Shares, mine: int, other: int, *, slack: bool) -> Float[np.nd
             value = np.where(known, value, value + held[known].mean())
         least, most = np.log(lower[mine]) - np.log(upper[other]), np.log(upper[mine]) - np.log(lower[other])
     least, most = np.where(np.isnan(least), -np.inf, least), np.where(np.isnan(most), np.inf, most)
+    never = (upper[mine] <= 0) & (upper[other] <= 0)
     silent = shares.neutral | ~np.isfinite(value)
     found = np.stack([np.where(silent, 0.0, np.clip(value, least, most)), least, most])
-    found[:, shares.neutral] = 0.0
+    found[:, shares.neutral | never] = 0.0
     return found

@@ -30,7 +30,7 @@ class SinglePath:
 
     def begin(self, text: bytes) -> tuple[Path, Place]:
         """The place after a text that is known, such as a prompt without a template."""
-        certain, tail = self.small.advance(self.start().tail + text)
+        certain, tail = self.small.advance(self.start().tail + self.small.written(text))
         return certain, Place(tail, b"")
 
     def step(self, place: Place, token: int) -> tuple[Path, Place]:
@@ -38,7 +38,7 @@ class SinglePath:
         if token in self.vocabulary.control:
             end = (self.control[token],) if token in self.control else ()
             return (*self.small.path(place.tail), *end), Place(b"", b"")
-        certain, tail = self.small.advance(place.tail + self.vocabulary.tokens[token])
+        certain, tail = self.small.advance(place.tail + self.small.written(self.vocabulary.tokens[token]))
         return certain, Place(tail, b"")
 
     def ends(self, place: Place) -> list[Path]:
@@ -58,7 +58,7 @@ class SinglePath:
         if token in self.vocabulary.control:
             own = self.small.path(place.tail)
             return (*own, self.control[token]) if token in self.control else own
-        return self.small.path(place.tail + self.vocabulary.tokens[token])
+        return self.small.path(place.tail + self.small.written(self.vocabulary.tokens[token]))
 
     def read(self, place: Place, candidates: Sequence[int], rows: Rows, *, least: float = LEAST) -> Shares:
         """The ratio of the text's probability with each candidate to that without; anything from 0 to 1 is possible."""
@@ -73,7 +73,7 @@ class SinglePath:
             ratios = [np.exp(np.minimum(weight(self._spelled(place, token)) - whole, 0.0)) for token in candidates]
         found = np.nan_to_num(np.stack(ratios, 1)) if ratios else np.empty((models, 0))
         neutral = np.array([token in self.vocabulary.control and token not in self.control for token in candidates], dtype=bool)
-        neutral |= np.array([not self.vocabulary.tokens[token] for token in candidates], dtype=bool)
+        neutral |= np.array([not self.small.written(self.vocabulary.tokens[token]) for token in candidates], dtype=bool)
         zero, one = np.zeros_like(found), np.ones_like(found)
         path = self.small.path(place.tail)
         return Shares(found, zero, one, zero, np.full_like(found, np.nan), neutral, (), ((path, np.ones(models)),))

@@ -1,13 +1,13 @@
 """Mass of texts for which something holds in the remote's tokens, summed over the leaves of a tree of the small model's tokens."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from uld_adapters.vocabulary.cover import Covers
+from uld_adapters.vocabulary.cover import Covers, Overhang
 from uld_adapters.vocabulary.outcome import NONE, Outcomes
 
 Path = tuple[int, ...]
@@ -67,8 +67,18 @@ class Weigher:
         self.models = next(iter(rows.values())).shape[0] + 1
         self._weights: dict[Path, Float[np.ndarray, " models"]] = {(): np.ones(self.models)}
 
+    def given(self, paths: Iterable[Path], overhangs: Iterable[Overhang]) -> None:
+        """Take the cover of a prefix for certain, so that from then on all masses are shares of its own."""
+        mass = np.zeros(self.models)
+        for path in paths:
+            mass += self.weight(path)
+        for overhang in overhangs:
+            if overhang.path in self.rows:
+                mass += self.weight(overhang.path) * self._sum(self.rows[overhang.path][:, overhang.ids])
+        self._weights = {(): 1 / np.where(mass > 0, mass, 1.0)}
+
     def weight(self, path: Path) -> Float[np.ndarray, " models"]:
-        """The probability of a path."""
+        """The probability of a path, as a share of what is given."""
         found = self._weights.get(path)
         if found is None:
             found = np.empty(self.models)
@@ -76,6 +86,11 @@ class Weigher:
             found[-1] = 1 / self.size
             self._weights[path] = found = found * self.weight(path[:-1])
         return found
+
+    def heavy(self, path: Path) -> bool:
+        """Whether a path may have the mass `least`, as far as the rows tell."""
+        known = next((size for size in range(len(path)) if path[:size] not in self.rows), len(path))
+        return bool(self.weight(path[:known])[:-1].max() >= self.least)
 
     def node(self, event: Event, path: Path, more: bytes, tally: Tally, *, without: Int[np.ndarray, " n"] | None = None) -> None:
         """All texts after a path whose row is known."""
@@ -101,7 +116,9 @@ class Weigher:
         """All texts that go on after a path with one of the tokens, of whose bytes the first `skip` are in the text already."""
         if path not in self.rows:
             known = next(size for size in range(len(path) + 1) if path[:size] not in self.rows)
-            tally.may += self.weight(path[:known])
+            weight = self.weight(path[:known])
+            tally.may += weight
+            tally.leaves.append((float(weight[:-1].max()), path))
             return
         weight = self.weight(path)
         if self.least >= LEAST and (len(ids) > CROWD or weight[:-1].max() < self.least):

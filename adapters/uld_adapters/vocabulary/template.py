@@ -45,8 +45,10 @@ class Templates:
 
     def _make(self, token: int) -> Template | None:
         data = self.outcomes.remote.tokens[token]
+        if not data or self.small.written(data) != data:
+            return None
         exact, overhangs = self.small.onward(b"", data)
-        if not data or len(exact) > 1 or len(exact[0]) > 1:
+        if len(exact) > 1 or len(exact[0]) > 1:
             return None
         now, certain = Event(b"", b"", token).judge(self.outcomes, data)
         beyond = [overhang.ids for overhang in overhangs if not overhang.path]

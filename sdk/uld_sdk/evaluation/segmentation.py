@@ -20,7 +20,7 @@ LONGEST = 20_000  # bytes of a text that are drawn
 def draw(fit: Fit, remote: Vocabulary, small: Vocabulary, text: str) -> str:
     """The page: the remote's tokens in the upper row, the small side's in the lower one, cut where both have an end."""
     page = Template((files("uld_sdk.evaluation") / "segmentation.html").read_text(encoding="utf-8"))
-    data = text.encode()[:LONGEST].decode(errors="ignore")
+    data = text.encode()[:LONGEST].translate(None, b"".join(_unspelled(v) for v in (remote, small))).decode(errors="ignore")
     return page.substitute(
         title=escape(f"{fit.kind}: {fit.sentence}"),
         remote=escape(fit.remote),
@@ -30,6 +30,10 @@ def draw(fit: Fit, remote: Vocabulary, small: Vocabulary, text: str) -> str:
         neutral=str(len(fit.neutral)),
         blocks="".join(_block(upper, lower) for upper, lower in blocks(_pieces(remote, data), _pieces(small, data))),
     )
+
+
+def _unspelled(vocabulary: Vocabulary) -> bytes:
+    return b"" if vocabulary.spelling is None else vocabulary.spelling.speller.unspelled
 
 
 def _pieces(vocabulary: Vocabulary, text: str) -> list[bytes]:
