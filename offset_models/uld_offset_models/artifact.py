@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -55,47 +56,91 @@ def load_artifact(path: str | Path, *, base: str | None = None, device: str = "c
 
     Raises `ArtifactCorrupt` when files differ and `ArtifactMismatch` when base or tokenizer are not those of the training.
     """
-    path = Path(path)
-    manifest = read_manifest(path)
-    verify_files(path, manifest)
+    return load_together([path], base=base, device=device, dtype=dtype)[0]
 
+
+def load_together(
+    paths: Sequence[str | Path], *, base: str | None = None, device: str = "cpu", dtype: "torch.dtype | None" = None
+) -> list[Artifact]:
+    """Load artifacts of one base and as many layers onto one backbone, as `load_artifact` does one.
+
+    Only of a single one the adapter is merged; the rows of several go through the adapters of their own (`adapter_batch`).
+    """
     import torch
     from peft import PeftModel
-    from safetensors.torch import load_file
 
-    from uld_adapters.vocabulary.tokens import load_tokenizer, tokenizer_fingerprint
-    from uld_offset_models.assistant import Gate, SmallModel, base_fingerprint, load_base, real_rows, tolerating_peft
+    from uld_adapters.vocabulary.tokens import load_tokenizer
+    from uld_offset_models.adapter_batch import Parts, split_batch
+    from uld_offset_models.assistant import SmallModel, load_base, real_rows, tolerating_peft
+    from uld_offset_models.thin import thinned
 
-    name = base or manifest.base.id
+    folders = [Path(path) for path in paths]
+    manifests = [read_manifest(folder) for folder in folders]
+    for folder, manifest in zip(folders, manifests, strict=True):
+        verify_files(folder, manifest)
+    name = base or manifests[0].base.id
+    _check_base(folders, manifests, name)
+    tokenizers = [load_tokenizer(folder) for folder in folders]
+    model, base_tokenizer = load_base(name, layers=manifests[0].base.layers, dtype=torch.float32)
+    for folder, manifest, tokenizer in zip(folders, manifests, tokenizers, strict=True):
+        _check_tokenizers(folder, manifest, {f"the folder {folder}": tokenizer, f"the base {name}": base_tokenizer})
+    names = [str(place) for place in range(len(folders))]
+    with tolerating_peft():
+        adapter = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=names[0])
+        for folder, other in zip(folders[1:], names[1:], strict=True):
+            adapter.load_adapter(str(folder), adapter_name=other)
+        parts = Parts() if len(folders) > 1 else None
+        whole = thinned(adapter.merge_and_unload()) if parts is None else split_batch(adapter, names, parts)
+    whole = whole.to(device=device, dtype=dtype or torch.float32).eval().requires_grad_(False)
+    head = real_rows(whole, tokenizers[0])
+    found = zip(folders, manifests, tokenizers, strict=True)
+    return [
+        Artifact(folder, manifest, SmallModel(whole.base_model, head, _load_gate(folder, manifest, whole, device), tokenizer, parts))
+        for folder, manifest, tokenizer in found
+    ]
+
+
+def _check_base(folders: "list[Path]", manifests: list[Manifest], name: str) -> None:
+    """Compare the base's weights with what each manifest says of them."""
+    from uld_offset_models.assistant import base_fingerprint
+
     try:
         found = base_fingerprint(name)
     except UsageError as error:
         raise ArtifactMismatch(
-            f"the base of {path} was {manifest.base.id}, and {name} cannot be used: {error.message}",
+            f"the base of {folders[0]} was {manifests[0].base.id}, and {name} cannot be used: {error.message}",
             hint="name the base model's place with assistant_base=... (--assistant-base)",
         ) from error
-    if found != manifest.base.sha256:
-        raise ArtifactMismatch(
-            f"{path} was trained on {manifest.base.id} (SHA-256 {manifest.base.sha256[:12]}…), but {name} has SHA-256 {found[:12]}…",
-            hint="give the same base model with assistant_base=... (--assistant-base), or train again on this one",
-        )
-    tokenizer = load_tokenizer(path)
-    model, base_tokenizer = load_base(name, layers=manifest.base.layers, dtype=torch.float32)
-    for owner, theirs in ((f"the folder {path}", tokenizer), (f"the base {name}", base_tokenizer)):
-        if (print_ := tokenizer_fingerprint(theirs)) != manifest.tokenizer_sha256:
+    for folder, manifest in zip(folders, manifests, strict=True):
+        if found != manifest.base.sha256:
+            trained_on = f"{manifest.base.id} (SHA-256 {manifest.base.sha256[:12]}…)"
             raise ArtifactMismatch(
-                f"{path} was trained with tokenizer {manifest.tokenizer_sha256[:12]}…, but the tokenizer of {owner} is {print_[:12]}…",
+                f"{folder} was trained on {trained_on}, but {name} has SHA-256 {found[:12]}…",
+                hint="give the same base model with assistant_base=... (--assistant-base), or train again on this one",
+            )
+
+
+def _check_tokenizers(folder: Path, manifest: Manifest, found: dict[str, Any]) -> None:
+    from uld_adapters.vocabulary.tokens import tokenizer_fingerprint
+
+    for owner, tokenizer in found.items():
+        if (print_ := tokenizer_fingerprint(tokenizer)) != manifest.tokenizer_sha256:
+            raise ArtifactMismatch(
+                f"{folder} was trained with tokenizer {manifest.tokenizer_sha256[:12]}…, but the tokenizer of {owner} is {print_[:12]}…",
                 hint="give the base model that the assistant was trained on",
             )
-    with tolerating_peft():
-        merged = PeftModel.from_pretrained(model, str(path)).merge_and_unload()
-    gate = None
-    if manifest.gate:
-        gate = Gate(merged.config.hidden_size)
-        gate.load_state_dict(load_file(str(path / GATE)))
-        gate = gate.to(device).eval().requires_grad_(False)
-    merged = merged.to(device=device, dtype=dtype or torch.float32).eval().requires_grad_(False)
-    return Artifact(path, manifest, SmallModel(merged.base_model, real_rows(merged, tokenizer), gate, tokenizer))
+
+
+def _load_gate(folder: Path, manifest: Manifest, model: Any, device: str) -> "Gate | None":
+    from safetensors.torch import load_file
+
+    from uld_offset_models.assistant import Gate
+
+    if not manifest.gate:
+        return None
+    gate = Gate(model.config.hidden_size)
+    gate.load_state_dict(load_file(str(folder / GATE)))
+    return gate.to(device).eval().requires_grad_(False)
 
 
 def save_artifact(

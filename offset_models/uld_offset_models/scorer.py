@@ -7,27 +7,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from uld_adapters.errors import AssistantFailed
 from uld_offset_models.assistant import SmallModel
-
-
-def _logits(head: Float[Tensor, "rows hidden"], hidden: Float[Tensor, "n hidden"]) -> Float[Tensor, "n rows"]:
-    """W h for many h. A CPU reads W at the memory's speed for two to four h at once; for one, or as h W^T, up to seven times slower."""
-    if head.device.type != "cpu":
-        return hidden @ head.T
-    padded = hidden if len(hidden) > 1 else hidden.repeat(2, 1)
-    return torch.cat([(head @ padded[at : at + 4].T).T for at in range(0, len(padded), 4)])[: len(hidden)]
+from uld_offset_models.thin import thin_linear
 
 
 @dataclass
 class Track:
-    """One text as the small model has read it: ids, and for each layer keys and values of shape (heads, tokens, head_dim)."""
+    """One text as a small model has read it: ids, and for each layer keys and values of shape (heads, tokens, head_dim).
+
+    `member` says which of the scorer's models reads it.
+    """
 
     tokens: list[int] = field(default_factory=list)
     layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    member: int = 0
 
     def rollback(self, length: int) -> None:
         """Forget everything after the first `length` tokens."""
@@ -60,13 +57,15 @@ class Reading:
 class Scorer:
     """Runs a small model over new tokens of many texts at once; `threshold` (nats) is where a position counts as touched.
 
+    `beside` are further models on the same backbone and head, each with its threshold: their texts go through in the same passes.
     Most positions of a gated assistant are settled without its output head:
     max_y log p_a(y|x) - log u <= c * ||h|| * max_y ||W_y - mean W||, for logsumexp(l) >= mean(l) + ln|B|.
     """
 
-    def __init__(self, model: SmallModel, *, threshold: float = 0.0) -> None:
+    def __init__(self, model: SmallModel, *, threshold: float = 0.0, beside: Sequence[tuple[SmallModel, float]] = ()) -> None:
         self.model = model
-        self.threshold = threshold
+        self.members = (model, *(other for other, _ in beside))
+        self._thresholds = torch.tensor([threshold, *(limit for _, limit in beside)])
         self.rows = int(model.head.shape[0])
         self._mean = model.head.mean(0)
         self._radius = float((model.head - self._mean).norm(dim=1).max())
@@ -74,7 +73,7 @@ class Scorer:
     @torch.inference_mode()
     def excess(self, hidden: Float[Tensor, "n hidden"], gate: Float[Tensor, " n"] | None) -> Float[Tensor, "n rows"]:
         """Log p_a - log u in nats: log_softmax(c * W h) + ln|B|."""
-        logits = _logits(self.model.head, hidden).float()
+        logits = thin_linear(hidden, self.model.head).float()
         if gate is not None:
             logits = logits * gate[:, None]
         return torch.log_softmax(logits, -1) + math.log(self.rows)
@@ -82,29 +81,38 @@ class Scorer:
     @torch.inference_mode()
     def read(self, jobs: Sequence[tuple[Track, Sequence[int]]], *, every: bool = True) -> list[list[Reading]]:
         """Feed each track its new tokens in one batched pass; one Reading after each new token (only the last: every=False)."""
-        feed = [(track, list(new)) for track, new in jobs]
-        hidden = self._forward(feed)
-        readings = []
-        for states, (_, new) in zip(hidden, feed, strict=True):
-            wanted = states[: len(new)] if every else states[len(new) - 1 : len(new)]
-            readings.append(self._readings(wanted))
-        return readings
+        order = sorted(range(len(jobs)), key=lambda at: jobs[at][0].member)
+        feed = [(jobs[at][0], list(jobs[at][1])) for at in order]
+        states = [row[0 if every else len(new) - 1 : len(new)] for row, (_, new) in zip(self._forward(feed), feed, strict=True)]
+        owners = [track.member for (track, _), row in zip(feed, states, strict=True) for _ in row]
+        found = iter(self._readings(torch.cat(states), torch.tensor(owners)))
+        readings = {at: [next(found) for _ in row] for at, row in zip(order, states, strict=True)}
+        return [readings[at] for at in range(len(jobs))]
 
-    def _readings(self, hidden: Float[Tensor, "n hidden"]) -> list[Reading]:
-        gate = None if self.model.gate is None else self.model.gate(hidden)
-        limit = hidden.float().norm(dim=1) * self._radius
-        peaks = limit if gate is None else limit * gate
-        open_at = torch.nonzero(peaks > self.threshold).flatten()
+    def _readings(self, hidden: Float[Tensor, "n hidden"], owners: Int[Tensor, " n"]) -> list[Reading]:
+        gate = self._gates(hidden, owners)
+        peaks = hidden.float().norm(dim=1) * self._radius * gate
+        open_at = torch.nonzero(peaks > self._thresholds[owners].to(peaks)).flatten()
         rows: list[Tensor | None] = [None] * len(hidden)
         if open_at.numel():
-            excess = self.excess(hidden[open_at], None if gate is None else gate[open_at])
+            excess = self.excess(hidden[open_at], gate[open_at])
             peaks = peaks.index_copy(0, open_at, excess.max(-1).values)
             for at, row in zip(open_at.tolist(), excess, strict=True):
                 rows[at] = row
         if not torch.isfinite(peaks).all():
             raise AssistantFailed("the assistant's values are not finite", hint="train it again, or load it in another dtype")
-        gates: list[float | None] = [None] * len(hidden) if gate is None else gate.tolist()
+        gated = [self.members[owner].gate is not None for owner in owners.tolist()]
+        gates = [c if known else None for c, known in zip(gate.tolist(), gated, strict=True)]
         return [Reading(peak, c, h, self, row) for peak, c, h, row in zip(peaks.tolist(), gates, hidden, rows, strict=True)]
+
+    def _gates(self, hidden: Float[Tensor, "n hidden"], owners: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """c(x) at each position, 1 for a model without a gate."""
+        gates = hidden.new_ones(len(hidden), dtype=torch.float32)
+        for member, model in enumerate(self.members):
+            if model.gate is not None:
+                mine = (owners == member).to(hidden.device)
+                gates[mine] = model.gate(hidden[mine]).float()
+        return gates
 
     def _forward(self, jobs: list[tuple[Track, list[int]]]) -> Float[Tensor, "batch tokens hidden"]:
         from transformers import DynamicCache
@@ -121,6 +129,8 @@ class Scorer:
             where[row] = torch.arange(len(track.tokens), len(track.tokens) + width)
             seen[row, : len(track.tokens)] = 1
             seen[row, past : past + len(new)] = 1
+        if self.model.parts is not None:
+            self.model.parts.counts = [sum(track.member == member for track, _ in jobs) for member in range(len(self.members))]
         cache = DynamicCache()
         if past:
             for layer in range(len(jobs[0][0].layers) or len(max((t for t, _ in jobs), key=lambda t: len(t.layers)).layers)):

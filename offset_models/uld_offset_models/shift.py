@@ -1,12 +1,28 @@
 """From the small model's log-probabilities to the shift g, and from shift and report to the unlearned distribution q."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from uld_adapters.errors import MalformedAnswer, UsageError
 from uld_adapters.logprobs import TopLogprobs
+
+
+class SmallReading(Protocol):
+    """What the small model thinks at one prefix (`scorer.Reading`)."""
+
+    @property
+    def peak(self) -> float:
+        """The largest excess log p_a - log u in nats, or an upper bound of it."""
+
+    @property
+    def gate(self) -> float | None:
+        """c(x), None without a gate."""
+
+    def excess(self) -> Float[np.ndarray, " rows"]:
+        """Log p_a(y|x) - log u(y) in nats for every token."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +43,18 @@ class Rule:
             raise UsageError(f"margin is {self.margin} nats", hint="give 0 (off) or more; 3 is usual")
         if not 0 <= self.filter < 1:
             raise UsageError(f"filter is {self.filter}", hint="give a ratio in [0, 1); 0.01 is usual")
+
+    def touching(self, reading: SmallReading) -> tuple[int, ...]:
+        """(0,) where the one small model moves anything at the reading's prefix, () where it does not."""
+        return () if untouched(reading.peak, self) else (0,)
+
+    def shift(self, reading: SmallReading) -> Float[np.ndarray, " rows"]:
+        """The shift g in nats for every token."""
+        return uld_shift(reading.excess(), self)
+
+    def ratio(self, reading: SmallReading) -> float:
+        """The filter's ratio r at the reading's prefix."""
+        return self.filter
 
 
 def uld_shift(excess: Float[np.ndarray, "*shape"], rule: Rule) -> Float[np.ndarray, "*shape"]:

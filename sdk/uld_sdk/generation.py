@@ -11,13 +11,15 @@ from uld_adapters.backend import Backend, Capabilities, ServerSampling
 from uld_adapters.errors import BackendError, MalformedAnswer, RequestRejected
 from uld_adapters.http import TALLY, Tally, seconds_before_retry
 from uld_adapters.logprobs import TopLogprobs
+from uld_offset_models.several import JointRule
 from uld_offset_models.shift import Rule
 from uld_sdk.arrivals import arriving
+from uld_sdk.joint_reader import JointReader
 from uld_sdk.pace import Pace
 from uld_sdk.reading import Reader
 from uld_sdk.result import Piece, Report, Result, Step, Usage
 from uld_sdk.sampling import Sampling
-from uld_sdk.verify import Mode, Verdict, is_touched, judge, stands_unseen, undone
+from uld_sdk.verify import Mode, Verdict, judge, stands_unseen, touching, undone
 from uld_sdk.written import Written
 
 DRAFT_GREEDY = ServerSampling()
@@ -27,7 +29,7 @@ DRAFT_GREEDY = ServerSampling()
 class Settings:
     """What one answer is asked for."""
 
-    rule: Rule
+    rule: Rule | JointRule
     sampling: Sampling
     mode: Mode
     max_new_tokens: int
@@ -37,6 +39,7 @@ class Settings:
     refusal: str = ""
     max_retries: int = 4
     trace: bool = False
+    assistants: tuple[str, ...] = ("assistant",)  # as the rule has them
 
 
 class Answer:
@@ -50,13 +53,14 @@ class Answer:
         prompt: Sequence[int],
         end_ids: frozenset[int],
         *,
-        reader: Reader | None = None,
+        reader: Reader | JointReader | None = None,
     ) -> None:
         self.backend, self.capabilities, self.settings = backend, capabilities, settings
         self.end_ids = end_ids
         self.written = Written(backend.tokenizer, prompt, settings.stop)
         self.reader = reader
-        self.report = Report(mode=settings.mode.value, top_logprobs=capabilities.top_logprobs)
+        names = dict.fromkeys(settings.assistants, 0)
+        self.report = Report(mode=settings.mode.value, top_logprobs=capabilities.top_logprobs, touched_by=names)
         self.steps: list[Step] = []
         self.finish: str | None = None
         self.pace = Pace(settings.draft if capabilities.streams or settings.draft != "stream" else "auto")
@@ -137,7 +141,9 @@ class Answer:
 
     async def _decide(self, drafted: int, top: TopLogprobs, reading: Any) -> tuple[Piece | None, bool]:
         settings, report = self.settings, self.report
-        touched = is_touched(reading, settings.rule)
+        for place in (acting := touching(reading, settings.rule)):
+            report.touched_by[settings.assistants[place]] += 1
+        touched = bool(acting)
         if touched and settings.on_touched == "refuse":
             report.positions += 1
             self.finish = "refusal"

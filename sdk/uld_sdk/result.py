@@ -9,7 +9,7 @@ class Step:
     """One position of an answer, kept with trace=True.
 
     `remote_id` is what the remote wrote there, `gate` the assistant's c(x), `peak` its largest log p_a - log u in nats (an
-    upper bound where that settled it).
+    upper bound where that settled it); of several assistants those of the one with the largest peak.
     """
 
     token_id: int
@@ -30,7 +30,8 @@ class Report:
     `requests` counts HTTP requests, failed ones and those that ask a position again included (a local model makes none).
     `drafted` tokens came from the server, `accepted` stood. Of `positions` verified, `untouched` are proved to be the
     remote's own, `changed` carry another token than the remote wrote, `exact` are those of the full-vocabulary distribution;
-    at the others the total variation is at most `largest_bound`. `retokenised` counts how often a server that takes text
+    at the others the total variation is at most `largest_bound`. `touched_by` counts for each assistant, by its folder, the
+    positions that it moves. `retokenised` counts how often a server that takes text
     only was continued from another split of the same text.
     """
 
@@ -44,6 +45,7 @@ class Report:
     changed: int = 0
     exact: int = 0
     largest_bound: float = 0.0
+    touched_by: dict[str, int] = field(default_factory=dict)
     retokenised: int = 0
     seconds_server: float = 0.0
     seconds_small: float = 0.0

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 
 from uld_adapters.logprobs import Score
-from uld_offset_models.shift import Rule, ensemble, uld_shift
+from uld_offset_models.several import JointRule
+from uld_offset_models.shift import Rule, ensemble
 from uld_sdk.result import ScoreResult
 from uld_sdk.verify import is_touched
 
 
-def score_continuation(score: Score, readings: Sequence[Any], rule: Rule) -> ScoreResult:
+def score_continuation(score: Score, readings: Sequence[Any], rule: Rule | JointRule) -> ScoreResult:
     """Log q(y_i | x, y_<i) for each token, q as in generation: p_M where untouched, the ensemble on F elsewhere.
 
     `readings[i]` is the small model's reading at the prefix of token i. Where K is incomplete the normaliser lies between
@@ -24,14 +25,14 @@ def score_continuation(score: Score, readings: Sequence[Any], rule: Rule) -> Sco
             untouched += 1
             low, high = (-np.inf, last) if np.isnan(value) else (float(value), float(value))
         else:
-            shift = uld_shift(reading.excess(), rule)
-            q = ensemble(top, shift, rule.filter)
+            shift, ratio = rule.shift(reading), rule.ratio(reading)
+            q = ensemble(top, shift, ratio)
             kept = np.flatnonzero(q.ids == token)
             widest = float(np.logaddexp(q.log_normaliser, np.log(q.unseen))) if q.unseen else q.log_normaliser
             if kept.size:
                 high = float(q.logprobs[kept[0]])
                 low = high + q.log_normaliser - widest
-            elif not np.isnan(value) and q.unseen and value >= top.logprobs[0] + np.log(max(rule.filter, 1e-300)):
+            elif not np.isnan(value) and q.unseen and value >= top.logprobs[0] + np.log(max(ratio, 1e-300)):
                 weight = float(value) + float(shift[token])  # inside F, though the server's top k does not reach it
                 low, high = weight - widest, weight - q.log_normaliser
             elif np.isnan(value) and q.unseen:

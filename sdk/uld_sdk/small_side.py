@@ -1,13 +1,16 @@
-"""The assistant's side of a client: loaded once, it renders prompts as the assistant was trained, and reads answers along."""
+"""The assistants' side of a client: loaded once, they render prompts as they were trained, and read answers along."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from uld_adapters.errors import ArtifactMismatch
+from uld_adapters.errors import UsageError
 from uld_adapters.vocabulary.classify import Alignment
+from uld_offset_models.several import JointRule
 from uld_offset_models.shift import Rule
 from uld_sdk.batching import SmallWorker
+from uld_sdk.joint_reader import JointReader
 from uld_sdk.prompts import Prompt, check_room, render_as_trained
 from uld_sdk.reading import Reader
 
@@ -16,37 +19,112 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SmallSide:
-    """A loaded assistant beside a large model; `context` is how many tokens its base can read, None where that is not known."""
+class Chosen:
+    """An assistant that a client is to use: its folder and manifest, the rule that holds for it, and where its base lies now."""
 
+    folder: Path
+    manifest: "Manifest"
+    rule: Rule
+    base: str | None
+
+    @property
+    def kind(self) -> tuple[str, int]:
+        """What two assistants have in common that can run as one batch: the base's weights and their number of layers."""
+        return self.manifest.base.sha256, self.manifest.base.layers
+
+
+def choose(folder: str | Path, base: str | Path | None, **said: float | None) -> Chosen:
+    """Read the manifest of a folder; alpha, margin and filter hold where they are said. Raises `ArtifactError`."""
+    from uld_offset_models.manifest import read_manifest
+
+    manifest = read_manifest(folder)
+    rule = Rule(**{name: getattr(manifest, name) if value is None else value for name, value in said.items()})
+    return Chosen(Path(folder), manifest, rule, None if base is None else str(base))
+
+
+def check_once(chosen: Sequence[Chosen]) -> None:
+    """Raise `UsageError` where an assistant comes twice, under whatever names: its shift would count twice."""
+    seen: dict[str, Path] = {}
+    for each in chosen:
+        if (there := seen.setdefault(each.manifest.sha256, each.folder)) is not each.folder:
+            raise UsageError(f"the assistant {each.folder} is there already, as {there}", hint="name every assistant once")
+
+
+@dataclass(frozen=True)
+class SmallSide:
+    """A loaded assistant beside a large model; `context` is how many tokens its base can read, None where that is not known.
+
+    Those of one worker run as one batch, in which `member` is this one's place.
+    """
+
+    chosen: Chosen
     worker: SmallWorker
+    member: int
     alignment: Alignment
     tokenizer: Any
-    manifest: "Manifest"
     context: int | None
-
-    @classmethod
-    def load(cls, folder: str | Path, alignment: Alignment, rule: Rule, *, base: str | Path | None, device: str) -> Self:
-        """Load the artifact and check it; raises `ArtifactError`, and `UsageError` for a device that is not there."""
-        from uld_adapters.device import usable_device
-        from uld_offset_models.artifact import load_artifact
-        from uld_offset_models.scorer import Scorer
-
-        artifact = load_artifact(folder, base=None if base is None else str(base), device=str(usable_device(device)))
-        if artifact.manifest.method != "uld":
-            raise ArtifactMismatch(f"{folder} holds no assistant but method {artifact.manifest.method}", hint="use --method uld")
-        worker = SmallWorker(Scorer(artifact.model, threshold=rule.margin))
-        context = getattr(artifact.model.backbone.config, "max_position_embeddings", None)
-        return cls(worker, alignment, artifact.model.tokenizer, artifact.manifest, context)
 
     def reader(self, prompt: Prompt, *, raw: bool, new: int) -> Reader:
         """Reads along one answer of at most `new` tokens; raises `ContextExceeded` where prompt and answer do not fit."""
         from uld_offset_models.scorer import Track
 
-        ids = render_as_trained(self.tokenizer, prompt, raw=raw, chat_template=self.manifest.chat_template)
+        ids = render_as_trained(self.tokenizer, prompt, raw=raw, chat_template=self.chosen.manifest.chat_template)
         check_room(len(ids), new, self.context, whose="the assistant's")
-        return Reader(self.worker, self.alignment, ids, Track())
+        return Reader(self.worker, self.alignment, ids, Track(member=self.member))
 
-    def close(self) -> None:
-        """End the small model's thread."""
-        self.worker.close()
+
+@dataclass(frozen=True)
+class SmallSides:
+    """All assistants of a client at one time, in the order in which they were named; an answer keeps those that it began with."""
+
+    sides: tuple[SmallSide, ...]
+
+    @classmethod
+    def load(cls, chosen: Sequence[Chosen], align: Callable[[str], Alignment], *, device: str, before: Self | None = None) -> Self:
+        """Load the artifacts and check them, those of one base and as many layers as one batch; what `before` has is not loaded again.
+
+        `align` gives the alignment to a tokenizer's fingerprint. Raises `ArtifactError`, and `UsageError` for a device that is not there.
+        """
+        groups: dict[tuple[str, int], list[Chosen]] = {}
+        for each in chosen:
+            groups.setdefault(each.kind, []).append(each)
+        found: dict[str, SmallSide] = {}
+        for group in groups.values():
+            kept = [] if before is None else [side for side in before.sides if side.chosen.kind == group[0].kind]
+            same = [side.chosen for side in kept] == group
+            found |= {side.chosen.manifest.sha256: side for side in (kept if same else _load_group(group, align, device))}
+        return cls(tuple(found[each.manifest.sha256] for each in chosen))
+
+    @property
+    def rule(self) -> Rule | JointRule:
+        """The rule of one, or those of several together."""
+        rules = tuple(side.chosen.rule for side in self.sides)
+        return rules[0] if len(rules) == 1 else JointRule(rules)
+
+    def reader(self, prompt: Prompt, *, raw: bool, new: int) -> Reader | JointReader:
+        """Reads along one answer of at most `new` tokens, in the terms of `rule`; raises `ContextExceeded`."""
+        readers = tuple(side.reader(prompt, raw=raw, new=new) for side in self.sides)
+        return readers[0] if len(readers) == 1 else JointReader(readers)
+
+    @property
+    def workers(self) -> list[SmallWorker]:
+        """The threads that run small models, one a base."""
+        return list({id(side.worker): side.worker for side in self.sides}.values())
+
+
+def _load_group(group: Sequence[Chosen], align: Callable[[str], Alignment], device: str) -> list[SmallSide]:
+    from uld_adapters.device import usable_device
+    from uld_offset_models.artifact import load_together
+    from uld_offset_models.scorer import Scorer
+
+    alignments = [align(each.manifest.tokenizer_sha256) for each in group]
+    base = next((each.base for each in group if each.base is not None), None)
+    models = [found.model for found in load_together([each.folder for each in group], base=base, device=str(usable_device(device)))]
+    thresholds = [each.rule.margin for each in group]
+    beside = list(zip(models[1:], thresholds[1:], strict=True))
+    worker = SmallWorker(Scorer(models[0], threshold=thresholds[0], beside=beside))
+    context = getattr(models[0].backbone.config, "max_position_embeddings", None)
+    return [
+        SmallSide(each, worker, member, alignment, model.tokenizer, context)
+        for member, (each, alignment, model) in enumerate(zip(group, alignments, models, strict=True))
+    ]

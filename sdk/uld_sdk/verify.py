@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
 from uld_adapters.logprobs import TopLogprobs
-from uld_offset_models.shift import Ensemble, Rule, ensemble, reported, uld_shift, untouched
+from uld_offset_models.several import JointRule
+from uld_offset_models.shift import Ensemble, Rule, ensemble, reported
 from uld_sdk.sampling import Sampling, gumbel, process
 
 MANY = float(np.log(1e6))  # more tokens than any vocabulary has
@@ -19,21 +20,6 @@ class Mode(StrEnum):
     GREEDY = "greedy"
     PASS_THROUGH = "pass-through"
     MATCH = "match"
-
-
-class SmallReading(Protocol):
-    """What the small model thinks at one prefix (uld_offset_models.scorer.Reading)."""
-
-    @property
-    def peak(self) -> float:
-        """The largest excess log p_a - log u in nats, or an upper bound of it."""
-
-    @property
-    def gate(self) -> float | None:
-        """c(x), None without a gate."""
-
-    def excess(self) -> np.ndarray:
-        """Log p_a(y|x) - log u(y) in nats, shape (rows,)."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +40,17 @@ class Verdict:
         return self.ranking[0]
 
 
-def is_touched(reading: SmallReading | None, rule: Rule) -> bool:
-    """Whether the assistant moves anything at this prefix; reads the prefix only, never the drafted token."""
-    return reading is not None and not untouched(reading.peak, rule)
+def touching(reading: Any, rule: Rule | JointRule) -> tuple[int, ...]:
+    """The places of the assistants that move anything at this prefix; reads the prefix only, never the drafted token."""
+    return () if reading is None else rule.touching(reading)
 
 
-def stands_unseen(reading: SmallReading | None, rule: Rule, mode: Mode) -> bool:
+def is_touched(reading: Any, rule: Rule | JointRule) -> bool:
+    """Whether any assistant moves anything at this prefix."""
+    return bool(touching(reading, rule))
+
+
+def stands_unseen(reading: Any, rule: Rule | JointRule, mode: Mode) -> bool:
     """Whether the drafted token stands whatever the server reported: an untouched position outside match mode."""
     return mode is not Mode.MATCH and not is_touched(reading, rule)
 
@@ -80,8 +71,8 @@ def undone(top: TopLogprobs, temperature: float) -> TopLogprobs:
 
 def judge(
     top: TopLogprobs,
-    reading: SmallReading | None,
-    rule: Rule,
+    reading: Any,
+    rule: Rule | JointRule,
     sampling: Sampling,
     mode: Mode,
     position: int,
@@ -97,7 +88,7 @@ def judge(
     Where p_D is not known, a fresh draw from q. An untouched position has q = p_M, without the filter.
     """
     touched = is_touched(reading, rule)
-    q = ensemble(top, uld_shift(reading.excess(), rule), rule.filter) if touched and reading is not None else reported(top)
+    q = ensemble(top, rule.shift(reading), rule.ratio(reading)) if touched else reported(top)
     if sampling.greedy:
         return Verdict(tuple(q.ids.tolist()), touched, q.beaten, 0.0 if q.beaten else q.bound)
     # What the tail weighs is known only where nothing moves it: no shift, no temperature, no cut before top-p.
