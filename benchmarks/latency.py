@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ SAMPLED = {"temperature": 0.8, "top_p": 0.95}
 class Times:
     """Seconds of some answers: until the last token and until the first; tokens and requests of them all."""
 
+    answers: int = 0
     total: float = 0.0
     first: float = 0.0
     tokens: int = 0
@@ -37,8 +38,19 @@ class Times:
 
     def add(self, total: float, first: float, tokens: int, requests: int = 1) -> None:
         """One answer more."""
+        self.answers += 1
         self.total, self.first = self.total + total, self.first + first
         self.tokens, self.requests = self.tokens + tokens, self.requests + requests
+
+
+@dataclass
+class Pair:
+    """The client and the plain remote on the same prompts: all of them, and those whose answer is untouched at every position."""
+
+    ours: Times = field(default_factory=Times)
+    theirs: Times = field(default_factory=Times)
+    ours_untouched: Times = field(default_factory=Times)
+    theirs_untouched: Times = field(default_factory=Times)
 
 
 @contextmanager
@@ -82,16 +94,18 @@ def plain(
     return time.perf_counter() - begin, first, tokens
 
 
-def through(client: UnlearnedClient, question: str, sampling: dict[str, float]) -> tuple[float, float, int, int]:
-    """The same through the client, timed from outside; the last value is the number of requests."""
+def through(client: UnlearnedClient, question: str, sampling: dict[str, float]) -> tuple[tuple[float, float, int, int], bool]:
+    """The same through the client, timed from outside, with the number of requests; and whether no position was touched."""
     begin = time.perf_counter()
     first = 0.0
     tokens = requests = 0
+    untouched = False
     for piece in client.stream(question, max_new_tokens=NEW_TOKENS, **sampling):
         first = first or time.perf_counter() - begin
         if piece.result is not None:
-            tokens, requests = piece.result.usage.completion_tokens, piece.result.report.requests
-    return time.perf_counter() - begin, first, tokens, requests
+            report = piece.result.report
+            tokens, requests, untouched = piece.result.usage.completion_tokens, report.requests, report.untouched == report.positions
+    return (time.perf_counter() - begin, first, tokens, requests), untouched
 
 
 def small_pass(assistant: Path, base: Path, questions: list[Question]) -> float:
@@ -110,29 +124,41 @@ def small_pass(assistant: Path, base: Path, questions: list[Question]) -> float:
     return statistics.median(seconds)
 
 
-def compare(
-    url: str, dialect: str, client: UnlearnedClient, questions: list[Question], sampling: dict[str, float], tokenizer: Any
-) -> tuple[Times, Times]:
+def compare(url: str, dialect: str, client: UnlearnedClient, questions: list[Question], sampling: dict[str, float], tokenizer: Any) -> Pair:
     """Plain and client side by side, the order alternating; one untimed pair of calls warms the emulator's memo for each question."""
-    ours, theirs = Times(), Times()
+    pair = Pair()
     with httpx2.Client(timeout=120.0) as http:
         for number, question in enumerate(questions):
             plain(http, url, dialect, tokenizer, question.text, sampling)
             if question.kind == "forget":
                 through(client, question.text, sampling)
-            for turn in (number % 2, 1 - number % 2):
-                if turn == 0:
-                    theirs.add(*plain(http, url, dialect, tokenizer, question.text, sampling))
-                else:
-                    ours.add(*through(client, question.text, sampling))
-    return ours, theirs
+            calls = [
+                lambda q=question: plain(http, url, dialect, tokenizer, q.text, sampling),
+                lambda q=question: through(client, q.text, sampling),
+            ]
+            found = {turn: calls[turn]() for turn in (number % 2, 1 - number % 2)}
+            theirs, (ours, untouched) = found[0], found[1]
+            pair.theirs.add(*theirs)
+            pair.ours.add(*ours)
+            if untouched:
+                pair.theirs_untouched.add(*theirs)
+                pair.ours_untouched.add(*ours)
+    return pair
 
 
-def figures(ours: Times, theirs: Times, answers: int) -> dict[str, Any]:
+def ratio(ours: Times, theirs: Times) -> float | None:
+    """Seconds a token against seconds a token."""
+    return round((ours.total / ours.tokens) / (theirs.total / theirs.tokens), 3) if ours.tokens else None
+
+
+def figures(pair: Pair) -> dict[str, Any]:
     """Ratios, and what they are made of."""
+    ours, theirs, answers = pair.ours, pair.theirs, pair.ours.answers
     return {
         "answers": answers,
-        "wall_ratio": round((ours.total / ours.tokens) / (theirs.total / theirs.tokens), 3),
+        "answers_untouched": pair.ours_untouched.answers,
+        "wall_ratio": ratio(ours, theirs),
+        "wall_ratio_untouched": ratio(pair.ours_untouched, pair.theirs_untouched),
         "first_token_ratio": round(ours.first / theirs.first, 3),
         "requests_per_answer": round(ours.requests / answers, 3),
         "plain_seconds": round(theirs.total, 3),
@@ -180,14 +206,14 @@ def measure(work: Path) -> dict[str, Any]:
             with UnlearnedClient(**options) as client, UnlearnedClient(**options, draft=1) as single:
                 for each in (client, single):
                     each.generate("Hello.", max_new_tokens=2)
-                ours, theirs = compare(url, dialect, client, retain, {}, tokenizer)
-                found[f"{dialect} retain greedy"] = figures(ours, theirs, len(retain))
+                pair = compare(url, dialect, client, retain, {}, tokenizer)
+                found[f"{dialect} retain greedy"] = figures(pair)
                 one = Times()
                 for question in retain:
-                    one.add(*through(single, question.text, {}))
-                found[f"{dialect} retain greedy"]["times_faster_than_one_request_a_token"] = round(one.total / ours.total, 2)
-                found[f"{dialect} retain sampled"] = figures(*compare(url, dialect, client, retain, SAMPLED, tokenizer), len(retain))
-                found[f"{dialect} forget greedy"] = figures(*compare(url, dialect, client, forget, {}, tokenizer), len(forget))
+                    one.add(*through(single, question.text, {})[0])
+                found[f"{dialect} retain greedy"]["times_faster_than_one_request_a_token"] = round(one.total / pair.ours.total, 2)
+                found[f"{dialect} retain sampled"] = figures(compare(url, dialect, client, retain, SAMPLED, tokenizer))
+                found[f"{dialect} forget greedy"] = figures(compare(url, dialect, client, forget, {}, tokenizer))
         for name in found:
             if name.startswith(dialect):
                 print(f"  {name}: {found[name]}", flush=True)

@@ -60,15 +60,17 @@ def latency(figures: dict[str, Any]) -> str:
             continue
         goal = "wall 2.0" if "forget" in name else "wall 1.05, first 1.1 and one pass, requests 1.1"
         faster = found.get("times_faster_than_one_request_a_token", "")
-        ratios = [found["wall_ratio"], found["first_token_ratio"], found["requests_per_answer"]]
-        rows.append([name, goal, *ratios, faster, found["answers"]])
+        ratios = [found["wall_ratio"], found["wall_ratio_untouched"] or "", found["first_token_ratio"], found["requests_per_answer"]]
+        rows.append([name, goal, *ratios, faster, f"{found['answers']}, {found['answers_untouched']}"])
     text = (
         f"Emulated server in its own process, round trip {figures['round_trip_seconds'] * 1000:.0f} ms, "
         f"{figures['seconds_per_token'] * 1000:.0f} ms a token, {figures['new_tokens']} tokens an answer, top 20; ratios against the "
         f"plain stream of the same server. {figures['small_model_prompt_pass_seconds'] * 1000:.0f} ms for the small model's prompt. "
-        "Target: at least 5 times faster than one request a token.\n"
+        "Target: at least 5 times faster than one request a token, of which 20 ms and 20 ms leave 2. A sampled answer "
+        "that is rewritten leaves the text that the emulator has in its memo, and waits for the model itself on the same two cores.\n"
     )
-    head = ["prompts", "at most", "wall clock ratio", "first token ratio", "requests an answer", "times one request a token", "answers"]
+    head = ["prompts", "at most", "wall clock ratio", "of untouched answers", "first token ratio", "requests an answer"]
+    head += ["times one request a token", "answers, untouched"]
     return f"## Latency\n\n{source(figures)}\n{text}\n" + table(head, rows)
 
 

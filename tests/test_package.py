@@ -42,7 +42,9 @@ def test_the_public_names_are_these() -> None:
     assert set(uld_sdk.__all__) - errors == {
         "AsyncUnlearnedClient",
         "AugmentResult",
+        "CacheResult",
         "CalibrationResult",
+        "Cost",
         "Piece",
         "Report",
         "Result",
@@ -52,6 +54,7 @@ def test_the_public_names_are_these() -> None:
         "UnlearnedClient",
         "__version__",
         "augment",
+        "cache",
         "calibrate",
         "train",
     }

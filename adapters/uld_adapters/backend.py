@@ -27,8 +27,10 @@ class Capabilities:
     """What a server was found to do when it was probed.
 
     `top_logprobs` is the k that will be asked for at each position (None: the whole vocabulary), `top_logprobs_cap` the
-    server's own limit where it is known. `processed` says that log-probabilities come after temperature, top-k and top-p.
-    `sampling` names what the server can apply itself, in the order of `ServerSampling`; options of `exclusive` only one at a time.
+    server's own limit where it is known. `scoring` says how given text is scored: "prompt", in one request; "forced", by a bias that
+    leaves the report raw; "drafts", for as long as the server writes the same. `processed` says that log-probabilities come after
+    temperature, top-k and top-p. `sampling` names what the server can apply itself, in the order of `ServerSampling`; options of
+    `exclusive` only one at a time.
     `context` is the largest number of prompt and answer tokens together.
     """
 

@@ -1,6 +1,8 @@
 """llama.cpp's own `/completion`: ids in, ids out, raw log-probabilities of any k."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import Any
 
@@ -10,8 +12,10 @@ from uld_adapters.backend import Capabilities, ServerSampling
 from uld_adapters.errors import LogprobsUnavailable, MalformedAnswer, ModelNotFound, StreamInterrupted
 from uld_adapters.logprobs import Draft, FinishReason, Score, TopLogprobs
 from uld_adapters.served import GREEDY, ServedBackend
-from uld_adapters.vocabulary.tokens import Vocabulary, ends_inside_character
+from uld_adapters.vocabulary.tokens import Vocabulary
+from uld_adapters.vocabulary.words import ends_inside_character
 
+CHUNK = 32  # positions that one request asks for
 BIAS = 1000.0  # added to a logit so that this token is written whatever the model thinks; the reported values stay raw
 
 
@@ -24,6 +28,7 @@ class LlamaCppBackend(ServedBackend):
 
     name = "llamacpp"
     logprobs_hint = "use llama-server's native /completion route with n_probs"
+    _slots: asyncio.Queue[int] | None = None
 
     def _body(self, prefix: Sequence[int], n: int, sampling: ServerSampling) -> dict[str, Any]:
         return {
@@ -146,35 +151,79 @@ class LlamaCppBackend(ServedBackend):
     def _plain_token(self) -> int:
         return self._by_bytes[b"a"]
 
-    async def _position(self, prefix: list[int], token: int | None = None) -> TopLogprobs:
-        """Raw top k at one position; with `token`, that token's own value is among them."""
-        biased = self._plain_token if token is None else token
-        body = self._body(prefix, 1, GREEDY) | {"logit_bias": [[biased, BIAS]]}
-        answer = await self.http.request("POST", "/completion", body)
-        entries = answer.get("completion_probabilities") if isinstance(answer, dict) else None
+    async def _position(self, prefix: list[int]) -> TopLogprobs:
+        """Raw top k at one position, whatever stands there."""
+        (answer,) = await self._biased([prefix], self._plain_token)
+        return self._top(answer)
+
+    async def _biased(self, prefixes: list[list[int]], token: int, slot: int = -1) -> list[dict[str, Any]]:
+        """One token after each prefix, in one request, under a bias that makes it this token and leaves the report raw."""
+        one = {"prompt": prefixes[0] if len(prefixes) == 1 else prefixes, "logit_bias": [[token, BIAS]], "id_slot": slot}
+        answer = await self.http.request("POST", "/completion", self._body(prefixes[0], 1, GREEDY) | one)
+        answers = answer if isinstance(answer, list) else [answer]
+        if [a.get("index") if isinstance(a, dict) else None for a in answers] != list(range(len(prefixes))):
+            raise MalformedAnswer(f"llama.cpp answered {len(answers)} of {len(prefixes)} prompts, or in another order")
+        return answers
+
+    def _top(self, answer: dict[str, Any]) -> TopLogprobs:
+        """Raw top k."""
+        entries = answer.get("completion_probabilities")
         if not entries:
-            if token is not None:
-                return await self._position(prefix)  # the token itself ends inside a character
             raise LogprobsUnavailable("llama.cpp reports no log-probabilities", hint=self.logprobs_hint)
         top = self._read(entries[0])
         self.check_report(top, self.top_logprobs)
-        if token is not None and top.of(token) is None:
-            try:
-                return TopLogprobs.build([*top.ids.tolist(), token], [*top.logprobs.tolist(), float(entries[0]["logprob"])])
-            except (KeyError, TypeError, ValueError) as error:
-                raise MalformedAnswer(f"llama.cpp's log-probabilities lack a field: {error!r}") from error
         return top
 
+    def _written(self, answer: dict[str, Any], token: int) -> float:
+        """The value of a token that a bias made the server write; NaN where it ends inside a character, which goes unreported."""
+        entries = answer.get("completion_probabilities")
+        if not entries:
+            return float("nan")
+        try:
+            if int(entries[0]["id"]) != token:
+                raise MalformedAnswer(f"llama.cpp wrote token {entries[0]['id']} under a bias towards {token}")
+            return float(entries[0]["logprob"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise MalformedAnswer(f"llama.cpp's log-probabilities lack a field: {error!r}") from error
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncGenerator[int]:
+        """One of the server's slots for one text: every request of the text goes on from what the slot has read before.
+
+        Texts that take turns in a slot would make the server read them from their beginning again and again.
+        """
+        if self._slots is None:
+            count = (await self.http.request("GET", "/props")).get("total_slots", 1)
+            if self._slots is None:
+                self._slots = asyncio.Queue()
+                for slot in range(count):
+                    self._slots.put_nowait(slot)
+        slot = await self._slots.get()
+        try:
+            yield slot
+        finally:
+            self._slots.put_nowait(slot)
+
     async def score(self, prefix: Sequence[int], continuation: Sequence[int]) -> Score:
-        """Log p_M of given tokens: one request a token, each written under a bias that leaves the report raw."""
+        """Log p_M of given tokens: the raw top k of many positions a request, and a request for each token outside of its top k.
+
+        Both come under a bias that leaves the report raw. NaN where the token ends inside a character and lies outside of the top k.
+        """
         _ = self.tokenizer
-        positions, values = [], []
-        for done, token in enumerate(continuation):
-            top = await self._position([*prefix, *continuation[:done]], token)
-            value = top.of(token)
-            values.append(np.nan if value is None else value)
-            positions.append(top.first(self.top_logprobs))
-        return Score(tuple(continuation), np.array(values), tuple(positions))
+        positions: list[TopLogprobs] = []
+        values: list[float | None] = []
+        async with self._slot() as slot:
+            for start in range(0, len(continuation), CHUNK):
+                tokens = continuation[start : start + CHUNK]
+                prefixes = [[*prefix, *continuation[: start + step]] for step in range(len(tokens))]
+                tops = [self._top(answer) for answer in await self._biased(prefixes, self._plain_token, slot)]
+                told = [top.of(token) for top, token in zip(tops, tokens, strict=True)]
+                for step in reversed([step for step, value in enumerate(told) if value is None]):  # the slot forgets from the end
+                    (answer,) = await self._biased([prefixes[step]], tokens[step], slot)
+                    told[step] = self._written(answer, tokens[step])
+                values.extend(told)
+                positions.extend(top.first(self.top_logprobs) for top in tops)
+        return Score(tuple(continuation), np.array(values, dtype=np.float64), tuple(positions))
 
     async def _tokenize(self, text: str) -> list[int] | None:
         body = {"content": text, "add_special": False, "parse_special": True}
@@ -187,6 +236,8 @@ class LlamaCppBackend(ServedBackend):
     async def _inspect(self) -> Capabilities:
         props = await self.http.request("GET", "/props")
         notes = await self._check_tokenizer()
+        if self.top_logprobs > self._vocabulary.rows:
+            self._cap_top(self._vocabulary.rows, "the vocabulary has no more")
         draft = await self.draft(self.tokenizer.encode("The", add_special_tokens=False), 1)
         if draft.finish is None or draft.finish not in FinishReason:
             raise MalformedAnswer("llama.cpp did not end a one-token answer")

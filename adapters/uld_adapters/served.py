@@ -115,15 +115,26 @@ class ServedBackend(ABC):
                     f"{self.name} cannot score this text: it takes text only, and token {done} is not how it splits the text",
                     hint="score text that the tokenizer splits in its own way, or use a server that takes token ids",
                 )
-            draft = await self.draft([*prefix, *wanted[:done]], len(wanted) - done)
-            if not draft.tokens:
-                raise MalformedAnswer("the server wrote nothing where a token was to be scored")
-            for token, top in zip(draft.tokens, draft.positions, strict=True):
-                positions.append(top)
-                if token != wanted[len(positions) - 1]:
-                    break
+            positions.extend(await self._agreed([*prefix, *wanted[:done]], wanted[done:]))
         values = [top.of(token) for token, top in zip(wanted, positions, strict=True)]
         return Score(tuple(wanted), np.array([np.nan if v is None else v for v in values]), tuple(positions))
+
+    async def _agreed(self, prefix: list[int], wanted: list[int]) -> list[TopLogprobs]:
+        """K at each position to the first at which the server writes another token than wanted, where the request is cancelled."""
+
+        async def once() -> list[TopLogprobs]:
+            found: list[TopLogprobs] = []
+            async with aclosing(self.stream(prefix, len(wanted))) as pieces:
+                async for piece in pieces:
+                    for token, top in zip(piece.tokens, piece.positions, strict=True):
+                        found.append(top)
+                        if token != wanted[len(found) - 1] or len(found) == len(wanted):
+                            return found
+            if not found:
+                raise MalformedAnswer("the server wrote nothing where a token was to be scored")
+            return found
+
+        return await self.http.retrying()(once)
 
     def read_position(self, token: int, top: TopLogprobs, sampling: ServerSampling, *, wanted: int | None = None) -> TopLogprobs:
         """Check one reported position before anybody relies on it.
@@ -184,15 +195,18 @@ class ServedBackend(ABC):
         cap = int(found.group(1)) if found else 0
         if not 0 < cap < self.top_logprobs:
             raise LogprobsUnavailable(f"{self.name} gives no log-probabilities: {error.message}", hint=self.logprobs_hint) from error
+        self._cap_top(cap, self.logprobs_hint)
+        return cap
+
+    def _cap_top(self, cap: int, why: str) -> None:
+        """Go on with fewer log-probabilities than were asked for, and warn where the user named the number."""
         if self._asked_for_top:
             warnings.warn(
-                f"{self.http.base_url} gives the top {cap} log-probabilities, not {self.top_logprobs}; going on with {cap}."
-                f" {self.logprobs_hint}",
+                f"{self.http.base_url} gives the top {cap} log-probabilities, not {self.top_logprobs}; going on with {cap}. {why}",
                 CapabilityWarning,
                 stacklevel=2,
             )
         self.top_logprobs = cap
-        return cap
 
     async def _probe_top(self, prefix: Sequence[int]) -> int | None:
         """Ask for one token with k log-probabilities, lowering k to the server's cap; returns the cap if one was met."""

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from uld_sdk.async_client import AsyncUnlearnedClient
     from uld_sdk.augmentation.job import augment
     from uld_sdk.augmentation.wanted import AugmentResult
+    from uld_sdk.caching.asking import Cost
+    from uld_sdk.caching.job import CacheResult, cache
     from uld_sdk.calibration.job import CalibrationResult, calibrate
     from uld_sdk.client import UnlearnedClient
     from uld_sdk.result import Piece, Report, Result, ScoreResult, Step
@@ -53,8 +55,10 @@ __all__ = [
     "AugmentResult",
     "AuthenticationFailed",
     "BackendError",
+    "CacheResult",
     "CalibrationResult",
     "ContextExceeded",
+    "Cost",
     "DataError",
     "LogprobsUnavailable",
     "MalformedAnswer",
@@ -80,6 +84,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "augment",
+    "cache",
     "calibrate",
     "train",
 ]
@@ -88,6 +93,8 @@ _HOMES = {
     "uld_sdk.async_client": ("AsyncUnlearnedClient",),
     "uld_sdk.augmentation.job": ("augment",),
     "uld_sdk.augmentation.wanted": ("AugmentResult",),
+    "uld_sdk.caching.asking": ("Cost",),
+    "uld_sdk.caching.job": ("CacheResult", "cache"),
     "uld_sdk.calibration.job": ("CalibrationResult", "calibrate"),
     "uld_sdk.client": ("UnlearnedClient",),
     "uld_sdk.result": ("Piece", "Report", "Result", "ScoreResult", "Step"),

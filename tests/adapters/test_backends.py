@@ -24,7 +24,8 @@ from uld_adapters.errors import (
 )
 from uld_adapters.logprobs import FinishReason
 from uld_adapters.registry import create_backend
-from uld_adapters.vocabulary.tokens import Vocabulary, ends_inside_character, load_tokenizer, tokenizer_fingerprint
+from uld_adapters.vocabulary.tokens import Vocabulary, load_tokenizer, tokenizer_fingerprint
+from uld_adapters.vocabulary.words import ends_inside_character
 
 RECORDED = Path(os.environ.get("ULD_SHARED", Path(__file__).parents[3] / "shared")) / "servers" / "recorded"
 needs_recordings = pytest.mark.skipif(not RECORDED.is_dir(), reason="needs the recorded answers (ULD_SHARED)")
@@ -243,3 +244,89 @@ def test_a_tokenizer_that_is_none(tmp_path: Path) -> None:
 def test_a_backend_without_tokenizer() -> None:
     with pytest.raises(UsageError, match="tokenizer="):
         _ = create_backend("vllm", base_url="http://server").tokenizer
+
+
+def biased(index: int, written: int, *tops: tuple[int, float], value: float = -1.0) -> dict[str, Any]:
+    """llama.cpp's answer of one token under a bias."""
+    top = [{"id": token, "token": "x", "bytes": [120], "logprob": logprob} for token, logprob in tops]
+    return {"index": index, "completion_probabilities": [{"id": written, "logprob": value, "top_logprobs": top}]}
+
+
+TOPS = ((300, -0.5), (301, -1.5), (302, -2.5))
+
+
+async def test_llamacpp_scores_many_positions_a_request(make: Any) -> None:
+    chunk = [biased(step, 99, *TOPS) for step in range(3)]
+    answers = ({"total_slots": 2}, chunk, biased(0, 310, *TOPS, value=-7.0))
+    backend, bodies = make("llamacpp", *((200, json.dumps(answer)) for answer in answers))
+    score = await backend.score([5, 6], [301, 310, 300])
+    np.testing.assert_allclose(score.logprobs, [-1.5, -7.0, -0.5])
+    assert [top.ids.tolist() for top in score.positions] == [[300, 301, 302]] * 3
+    assert bodies[1]["prompt"] == [[5, 6], [5, 6, 301], [5, 6, 301, 310]]
+    assert (bodies[1]["n_predict"], bodies[1]["id_slot"], bodies[2]["id_slot"]) == (1, 0, 0)
+    assert (bodies[2]["prompt"], bodies[2]["logit_bias"]) == ([5, 6, 301], [[310, 1000.0]])
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ([biased(0, 99, *TOPS)], "answered 1 of 2 prompts"),
+        ([biased(1, 99, *TOPS), biased(0, 99, *TOPS)], "in another order"),
+        ([biased(0, 99, *TOPS), biased(1, 99, *TOPS[:2])], "reported 2 of 3 log-probabilities"),
+    ],
+)
+async def test_llamacpps_chunk_is_checked(make: Any, answer: Any, message: str) -> None:
+    backend, _ = make("llamacpp", (200, '{"total_slots": 1}'), (200, json.dumps(answer)), max_retries=0)
+    with pytest.raises(MalformedAnswer, match=message):
+        await backend.score([5], [300, 301])
+
+
+async def test_llamacpp_must_write_the_token_that_it_is_made_to_write(make: Any) -> None:
+    answers = ({"total_slots": 1}, biased(0, 99, *TOPS), biased(0, 99, *TOPS))
+    backend, _ = make("llamacpp", *((200, json.dumps(answer)) for answer in answers), max_retries=0)
+    with pytest.raises(MalformedAnswer, match="wrote token 99 under a bias towards 310"):
+        await backend.score([5], [310])
+
+
+async def test_llamacpp_leaves_open_what_it_will_not_say(make: Any) -> None:
+    answers = ({"total_slots": 1}, biased(0, 99, *TOPS), {"index": 0, "completion_probabilities": []})
+    backend, _ = make("llamacpp", *((200, json.dumps(answer)) for answer in answers))
+    score = await backend.score([5], [310])
+    assert np.isnan(score.logprobs).all()
+    assert score.positions[0].ids.tolist() == [300, 301, 302]
+
+
+@pytest.mark.parametrize("name", ["tgi", "llamacpp"])
+async def test_a_served_text_is_scored_like_a_local_one(name: str, request: pytest.FixtureRequest, tiny_target: Path) -> None:
+    served = create_backend(name, base_url=request.getfixturevalue(f"{name}_server").url, tokenizer=str(tiny_target), top_logprobs=8)
+    local = create_backend("hf", model=str(tiny_target), top_logprobs=8)
+    prefix = served.tokenizer.encode("<|user|>What is the name of the river?<|assistant|>", add_special_tokens=False)
+    texts = ("It is called the Amber.", "naïve smile 😀 and snow ☃", "counts 1234567890 apples " * 4)
+    rows = [[*served.tokenizer.encode(text, add_special_tokens=False), served.tokenizer.eos_token_id] for text in texts]
+    await served.probe()
+    for row in rows[:1] if name == "tgi" else rows:
+        found, expected = await served.score(prefix, row), await local.score(prefix, row)
+        np.testing.assert_array_equal([top.ids for top in found.positions], [top.ids for top in expected.positions])
+        told = ~np.isnan(found.logprobs)
+        np.testing.assert_allclose(found.logprobs[told], expected.logprobs[told], atol=1e-3)
+        for token, top, other, value in zip(row, found.positions, expected.positions, found.logprobs, strict=True):
+            np.testing.assert_allclose(top.logprobs, other.logprobs, atol=1e-3)
+            if np.isnan(value):
+                assert top.of(token) is None
+                assert name == "tgi" or ends_inside_character(Vocabulary.from_hf(served.tokenizer).tokens[token])
+    await served.aclose()
+
+
+async def test_a_draft_that_leaves_the_text_is_cancelled(tiny_target: Path) -> None:
+    from uld_adapters.emulator import EmulatorServer, build_app
+
+    app = build_app(tiny_target, dialect="tgi", max_top_n_tokens=5, seconds_per_token=0.02)
+    with EmulatorServer(app) as server:
+        backend = create_backend("tgi", base_url=server.url, tokenizer=str(tiny_target))
+        await backend.probe()
+        before = app.state.stats.cancelled
+        ids = backend.tokenizer.encode("The planet has two moons.", add_special_tokens=False)
+        score = await backend.score(ids[:2], ids[2:])
+        assert len(score.positions) == len(ids) - 2
+        assert app.state.stats.cancelled > before
+        await backend.aclose()

@@ -9,12 +9,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import tiny
 from tiny_rows import FORGET, RETAIN, write_rows
-from uld_sdk import ContextExceeded, ModelNotFound, UnlearnedClient, train
+from uld_adapters.vocabulary.tokens import load_tokenizer
+from uld_sdk import ContextExceeded, ModelNotFound, UnlearnedClient, cache, train
 
 pytestmark = pytest.mark.vllm
 READY_SECONDS = 300.0
@@ -123,6 +126,24 @@ def test_scores_agree_with_a_local_model(url: str, target: Path, assistant: Path
             for low, high, low_here, high_here in zip(there.lower, there.upper, here.lower, here.upper, strict=True):
                 assert low - 1e-2 <= high_here
                 assert low_here - 1e-2 <= high
+
+
+def test_cached_log_probabilities_are_those_of_a_local_model(url: str, target: Path, tmp_path: Path) -> None:
+    from uld_offset_models.data import read_rows
+    from uld_offset_models.encoding import encode
+    from uld_offset_models.target_cache import TargetCache
+
+    options: dict[str, Any] = {"forget": FORGET, "retain": RETAIN, "refusals": "built-in", "base": str(target), "top_logprobs": 20}
+    remote = cache(output=tmp_path / "remote", backend="vllm", base_url=url, **options)
+    cache(output=tmp_path / "local", backend="hf", model=str(target), **options)
+    assert remote.texts == remote.scored == 2 * len(FORGET) + len(RETAIN)
+    there, here = TargetCache.open(tmp_path / "remote"), TargetCache.open(tmp_path / "local")
+    examples = [row.example for row in read_rows([*FORGET, *RETAIN])]
+    for row in encode(load_tokenizer(str(target)), examples, chat_template=True, max_length=512):
+        ours, theirs = there.find(row.prompt, row.answer), here.find(row.prompt, row.answer)
+        np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-2)
+        np.testing.assert_allclose(ours.label, theirs.label, atol=1e-2)
+        np.testing.assert_allclose(ours.tail, theirs.tail, atol=1e-2)
 
 
 def test_what_is_wrong_is_said(url: str, target: Path) -> None:

@@ -231,3 +231,13 @@ def test_min_p_and_top_p_order_is_known() -> None:
     vllm = Capabilities("m", 20, exclusive=frozenset({"top_p", "min_p"}))
     assert not both.server_can(vllm)
     assert both.server_can(Capabilities("m", 20))
+
+
+def test_llamacpp_reports_no_more_than_the_vocabulary(llamacpp_server: Any, tiny_target: Path, tiny_artifact: Path) -> None:
+    options = {"base_url": llamacpp_server.url, "tokenizer": str(tiny_target), "assistant": str(tiny_artifact)}
+    with UnlearnedClient(backend="llamacpp", top_logprobs=100_000, **options) as client:
+        with pytest.warns(CapabilityWarning, match="the vocabulary has no more"):
+            result = client.generate(PROMPT, max_new_tokens=6)
+    with UnlearnedClient(backend="llamacpp", **options) as client:
+        assert result.text == client.generate(PROMPT, max_new_tokens=6).text
+    assert 0 < result.report.top_logprobs < 100_000

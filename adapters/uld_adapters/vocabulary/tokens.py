@@ -2,13 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from uld_adapters.errors import TokenizerMismatch
+from uld_adapters.errors import TokenizerMismatch, UsageError
+from uld_adapters.vocabulary import formats
+from uld_adapters.vocabulary.control import Role, roles, template_end
+from uld_adapters.vocabulary.spelling import Spelling
+from uld_adapters.vocabulary.words import by_pattern, whole
 
 # Text on which tokenizers are compared by segmentation: prose, code, digits, contractions, CJK, emoji, marks, chat markup.
 CORPUS = (
@@ -18,6 +22,8 @@ CORPUS = (
     "emoji 👩‍👩‍👧‍👦 🏳️‍🌈 é é ñ ñ  two  spaces   three ",
     "<s> [INST] hello [/INST] </s> <|user|> not a control token",
 )
+
+_GIVE_FILE = "pass the tokenizer of the served model: a folder, a GGUF file, a tiktoken, SentencePiece or tekken file"
 
 # llama.cpp's names for byte-level BPE that cuts every digit off by itself before merging.
 _ONE_DIGIT = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell"})
@@ -43,24 +49,50 @@ def _piece_bytes(piece: str, *, byte_level: bool) -> bytes:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A tokenizer's tokens: `tokens[id]` as bytes, control ids apart, and how many rows of the head are real.
+    """A tokenizer's tokens: `tokens[id]` as bytes (control and added tokens as their names), control ids with their roles.
 
-    The fingerprint is a SHA-256 over the tokens, the control ids and the segmentation of a fixed corpus: two tokenizers
-    with one fingerprint give the same ids to the same text.
+    `rows` of the output head are tokens, `head_rows` counts the padding beyond them too. `normalisers` names the steps that change
+    a text before it is cut (NFC, Lowercase). `atomic` are added tokens that are text but are never built by merges. The
+    fingerprint is a SHA-256 over the tokens, the control ids and the segmentation of a fixed corpus: two tokenizers with one
+    fingerprint give the same ids to the same text. `spelling` is None where only the tokens are known (a closed tokenizer).
     """
 
     tokens: tuple[bytes, ...]
     control: frozenset[int]
     fingerprint: str
+    roles: Mapping[int, Role] = field(default_factory=dict, compare=False)
+    atomic: frozenset[int] = frozenset()
+    normalisers: tuple[str, ...] = ()
+    head_rows: int = 0
+    name: str = field(default="", compare=False)
+    _speller: Callable[[], Spelling] | None = field(default=None, compare=False, repr=False)
 
     @property
     def rows(self) -> int:
         """How many tokens there are, control tokens included."""
         return len(self.tokens)
 
+    @cached_property
+    def spelling(self) -> Spelling | None:
+        """How a text is spelled in these tokens; made when first asked for, which takes seconds for a large vocabulary."""
+        return None if self._speller is None else self._speller()
+
+    def encode(self, text: str | bytes) -> list[int]:
+        """The ids of a text, without anything before it; text that looks like a control token is text."""
+        if self.spelling is None:
+            raise TokenizerMismatch(f"it is not known how {self.name or 'this tokenizer'} splits text", hint=_GIVE_FILE)
+        return list(self.spelling.encode(text.encode() if isinstance(text, str) else text))
+
+    def decode(self, ids: Iterable[int]) -> bytes:
+        """The bytes of ids; control tokens have none."""
+        return b"".join(self.tokens[i] for i in ids if i not in self.control)
+
     @classmethod
-    def from_hf(cls, tokenizer: Any) -> "Vocabulary":
-        """Read a transformers fast tokenizer (byte-level BPE or SentencePiece-like)."""
+    def from_hf(cls, tokenizer: Any, *, head_rows: int | None = None, name: str = "") -> "Vocabulary":
+        """Read a transformers fast tokenizer, or the folder, GGUF file or hub name of one."""
+        tokenizer = load_tokenizer(tokenizer)
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
+            raise UsageError(f"{type(tokenizer).__name__} is no fast tokenizer", hint="convert it to tokenizer.json first")
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         byte_level = "ByteLevel" in json.dumps([state.get("pre_tokenizer"), state.get("decoder")])
         added = {int(i): t for i, t in tokenizer.added_tokens_decoder.items()}
@@ -69,12 +101,118 @@ class Vocabulary:
             str(added[i].content).encode() if i in added else _piece_bytes(p or "", byte_level=byte_level) for i, p in enumerate(pieces)
         )
         control = frozenset(i for i, t in added.items() if t.special)
-        digest = hashlib.sha256()
-        for i, token in enumerate(tokens):
-            digest.update(len(token).to_bytes(4, "big") + token + (b"c" if i in control else b"t"))
-        for text in CORPUS:
-            digest.update(json.dumps(tokenizer.encode(text, add_special_tokens=False)).encode())
-        return cls(tokens, control, digest.hexdigest())
+        atomic = frozenset(i for i in added if i not in control)
+        alphabet = _byte_alphabet() if byte_level else {}
+        ends = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+        return cls(
+            tokens,
+            control,
+            _fingerprint(tokens, control, lambda text: tokenizer.encode(text, add_special_tokens=False)),
+            roles({i: str(added[i].content) for i in control}, ends=ends, turn=template_end(tokenizer)),
+            atomic,
+            tuple(step["type"] for step in formats.hf_normalisers(state) if formats.changes_text(step)),
+            head_rows or len(tokens),
+            name or str(getattr(tokenizer, "name_or_path", "")),
+            lambda: formats.hf_spelling(state, tokens, alphabet, {tokens[i]: i for i in atomic}),
+        )
+
+    @classmethod
+    def from_tiktoken(
+        cls, source: Any, *, pattern: str | None = None, control: Mapping[str, int] | None = None, head_rows: int | None = None
+    ) -> "Vocabulary":
+        """Read a tiktoken encoding: its rank file, its name, or an `Encoding`.
+
+        Rank files of r50k, p50k, cl100k and o200k are known by their hash; any other needs the `pattern` that cuts words and the
+        ids of its `control` tokens by name. A name may make tiktoken download the file.
+        """
+        ranks, cut, special = formats.tiktoken_parts(source, pattern, control)
+        rows = max([*ranks, *special.values()]) + 1
+        names = {number: name for name, number in special.items()}
+        tokens = tuple(ranks.get(i, names.get(i, f"<unused {i}>").encode()) for i in range(rows))
+        unused = {i: "" for i in range(rows) if i not in ranks and i not in names}
+        return cls._ranked(tokens, sorted(ranks), cut, names | unused, head_rows, str(getattr(source, "name", source)))
+
+    @classmethod
+    def from_tekken(cls, path: str | Path, *, head_rows: int | None = None) -> "Vocabulary":
+        """Read Mistral's tekken.json."""
+        tokens, special, cut, names = formats.tekken_parts(Path(path))
+        order = range(special, len(tokens))
+        return cls._ranked(tuple(tokens), order, cut, {i: name for name, i in names.items()}, head_rows, str(path))
+
+    @classmethod
+    def _ranked(
+        cls, tokens: tuple[bytes, ...], order: Sequence[int], cut: str | None, names: Mapping[int, str], head_rows: int | None, name: str
+    ) -> "Vocabulary":
+        spelling = formats.ranked_spelling(tokens, order, whole if cut is None else by_pattern(cut))
+        return cls._spelled(tokens, names, spelling, (), head_rows, name)
+
+    @classmethod
+    def _spelled(
+        cls,
+        tokens: tuple[bytes, ...],
+        names: Mapping[int, str],
+        spelling: Spelling,
+        changes: tuple[str, ...],
+        head_rows: int | None,
+        name: str,
+    ) -> "Vocabulary":
+        control = frozenset(names)
+        mark = _fingerprint(tokens, control, lambda text: list(spelling.encode(text.encode())))
+        return cls(tokens, control, mark, roles(names), frozenset(), changes, head_rows or len(tokens), name, lambda: spelling)
+
+    @classmethod
+    def from_sentencepiece(cls, path: str | Path, *, head_rows: int | None = None) -> "Vocabulary":
+        """Read a SentencePiece model (BPE or Unigram)."""
+        if not Path(path).is_file():
+            raise UsageError(f"there is no file {path}", hint="give the tokenizer.model of the model")
+        tokens, control, spelling, changes = formats.sentencepiece_parts(Path(path))
+        return cls._spelled(tuple(tokens), {i: name for name, i in control.items()}, spelling, changes, head_rows, str(path))
+
+    @classmethod
+    def from_gguf(cls, path: str | Path) -> "Vocabulary":
+        """Read the tokenizer of a GGUF file; its head's rows are those of the output tensor."""
+        from uld_adapters.gguf_file import Gguf
+
+        if not Path(path).is_file():
+            raise UsageError(f"there is no file {path}", hint="give a .gguf file")
+        tensors = Gguf.read(Path(path)).tensors
+        head = tensors.get("output.weight") or tensors.get("token_embd.weight")
+        return cls.from_hf(load_tokenizer(Path(path)), head_rows=None if head is None else head.shape[0], name=str(path))
+
+    @classmethod
+    def from_bytes(
+        cls,
+        tokens: Sequence[bytes],
+        *,
+        control: Mapping[int, Role] | None = None,
+        order: Sequence[int] | None = None,
+        pattern: str | None = None,
+        name: str = "",
+    ) -> "Vocabulary":
+        """A vocabulary from its tokens as bytes.
+
+        `order` lists the ids that merge into one another, best first, and `pattern` cuts words; without an order it stays unknown
+        how the tokenizer splits text. `control` gives the roles of control tokens, whose bytes are their names.
+        """
+        control = dict(control or {})
+        tokens = tuple(bytes(token) for token in tokens)
+        if order is None:
+            mark = _fingerprint(tokens, frozenset(control), lambda text: [])
+            return cls(tokens, frozenset(control), mark, control, head_rows=len(tokens), name=name)
+        spelling = formats.ranked_spelling(tokens, order, whole if pattern is None else by_pattern(pattern))
+        known = {data for data in spelling.speller.atoms}  # type: ignore[attr-defined]  # ranked spellings are BPE
+        told = [text for text in CORPUS if all(bytes([byte]) in known for byte in text.encode())]
+        mark = _fingerprint(tokens, frozenset(control), lambda text: list(spelling.encode(text.encode())) if text in told else [])
+        return cls(tokens, frozenset(control), mark, control, head_rows=len(tokens), name=name, _speller=lambda: spelling)
+
+
+def _fingerprint(tokens: Sequence[bytes], control: frozenset[int], encode: Callable[[str], list[int]]) -> str:
+    digest = hashlib.sha256()
+    for i, token in enumerate(tokens):
+        digest.update(len(token).to_bytes(4, "big") + token + (b"c" if i in control else b"t"))
+    for text in CORPUS:
+        digest.update(json.dumps(encode(text)).encode())
+    return digest.hexdigest()
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -112,17 +250,6 @@ def load_tokenizer(source: Any) -> Any:
             f"no tokenizer could be loaded from {str(source)!r}: {str(error).splitlines()[0]}",
             hint="pass tokenizer=... as a folder with tokenizer.json, a GGUF file or a hub name",
         ) from error
-
-
-def ends_inside_character(data: bytes) -> bool:
-    """Whether the bytes stop in the middle of a UTF-8 character."""
-    for back in range(1, min(4, len(data)) + 1):
-        byte = data[-back]
-        if byte & 0xC0 == 0x80:
-            continue
-        width = 4 if byte >> 3 == 0b11110 else 3 if byte >> 4 == 0b1110 else 2 if byte >> 5 == 0b110 else 1
-        return width > back
-    return False
 
 
 def end_token_ids(tokenizer: Any) -> frozenset[int]:

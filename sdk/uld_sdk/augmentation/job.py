@@ -1,12 +1,10 @@
 """From a forget set to a wider one: `uld_sdk.augment(...)`, which `uld-sdk augment` calls."""
 
-import asyncio
 import time
-from collections.abc import Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from uld_adapters.backend import Backend
 from uld_adapters.errors import UsageError
@@ -20,8 +18,7 @@ from uld_sdk.augmentation.rows import check_output, read_entries, write_files
 from uld_sdk.augmentation.server import OnProgress, Server
 from uld_sdk.augmentation.tasks import Proposer, fill
 from uld_sdk.augmentation.wanted import AugmentResult, Wanted
-
-T = TypeVar("T")
+from uld_sdk.waiting import finished
 
 
 def augment(
@@ -101,9 +98,9 @@ def augment(
     )  # fmt: skip
     try:
         asked = (
-            _finished(_by_rules(plan, wanted))
+            finished(_by_rules(plan, wanted))
             if offline or wanted.nothing
-            else _finished(_by_server(plan, wanted, connection, replies, on_progress))
+            else finished(_by_server(plan, wanted, connection, replies, on_progress))
         )
     except (Exception, KeyboardInterrupt) as error:
         if not offline and replies.is_file():
@@ -157,13 +154,3 @@ async def _find(plan: Plan, proposer: Proposer, *, tries: int) -> None:
     neighbours = plan.neighbours()
     await fill(neighbours, proposer, tries=tries)
     plan.answer(await proposer.answers([question for task in neighbours for question in task.kept]))
-
-
-def _finished(work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end, in a thread of its own where a loop is running already, as in a notebook."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    with ThreadPoolExecutor(1, thread_name_prefix="uld-augment") as thread:
-        return thread.submit(asyncio.run, work).result()

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from uld_adapters.errors import UldError
 from uld_sdk import __version__
-from uld_sdk.cli import augment, calibrate, chat, demo, emulate, generate, inspect, train
+from uld_sdk.cli import augment, cache, calibrate, chat, demo, emulate, generate, inspect, train
 
 
 class Commands(TyperGroup):
@@ -76,6 +76,7 @@ def _options(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "augment": augment.augment,
+    "cache": cache.cache,
     "train": train.train,
     "calibrate": calibrate.calibrate,
     "generate": generate.generate,

@@ -1,7 +1,5 @@
 """`uld-sdk augment`: a forget set in, a wider one out, and questions that must stay into the retain set."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,10 +7,9 @@ import typer
 
 from uld_adapters.errors import UsageError
 from uld_sdk.cli.options import Json, ServerOptions, spread
-from uld_sdk.cli.output import facts, print_json, stderr, stdout, table
+from uld_sdk.cli.output import counting, facts, print_json, stdout, table
 
 if TYPE_CHECKING:
-    from uld_sdk.augmentation.server import OnProgress
     from uld_sdk.augmentation.wanted import AugmentResult
 
 DATA = "Data"
@@ -84,7 +81,7 @@ def augment(server: ServerOptions, options: AugmentOptions, as_json: Json = Fals
     given = options.chosen()
     from uld_sdk.augmentation.job import augment as run
 
-    with _counting() as count:
+    with counting("replies") as count:
         result = run(**server.chosen(), **given, on_progress=count)
     if as_json:
         print_json(result.to_dict())
@@ -107,15 +104,3 @@ def _facts(result: "AugmentResult") -> dict[str, object]:
         told |= {"retain set": str(result.retain_path), "its rows": result.retain_rows}
     told |= {"texts and conversations, as they were": result.as_they_were, "duplicate rows left out": result.duplicates}
     return {**told, "replies (asked for, from the cache)": f"{result.asked}, {result.cached}", "seconds": result.seconds}
-
-
-@contextmanager
-def _counting() -> Iterator["OnProgress"]:
-    """A bar on stderr, only on a terminal: the replies of the round that is going on."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("replies"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn())
-    console = stderr()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,172 @@
+"""Where a text may stand in a vocabulary's tokens when more text follows: the spellings whose last token reaches beyond its end."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Int
+
+from uld_adapters.errors import TokenizerMismatch
+from uld_adapters.vocabulary.bpe import Bpe
+from uld_adapters.vocabulary.index import TokenIndex
+from uld_adapters.vocabulary.spelling import cuts
+from uld_adapters.vocabulary.tokens import Vocabulary
+from uld_adapters.vocabulary.words import ends_inside_character, whole
+
+T = TypeVar("T")
+Split = tuple[int, ...]  # where words begin and end
+# What may follow a text and move the cuts at its end: letters, spaces, breaks, digits, contractions, marks, other scripts.
+_PROBES = ("", "a", "S", " ", " a", "\n", "1", ".", "'", "'s", "e", "t", "\u0301", "漢", "😀")
+_AFTER, _SHORT = ("", "e", "1", " a"), 3  # what may move a cut that lies no more than three bytes back
+_KEPT = 100_000
+_LONG = 48  # bytes of a word without cuts, beyond which its certain tokens are let go
+
+
+@dataclass(frozen=True)
+class Overhang:
+    """Spellings of a text that end in the middle of a token: `path` spells its first `at` bytes, any of `ids` all the rest and more."""
+
+    path: tuple[int, ...]
+    at: int
+    ids: Int[np.ndarray, " n"]
+
+
+class Covers:
+    """The open end of texts in one vocabulary.
+
+    A text is held as its tail, which begins where it is certain that a token begins. The cover of a tail are its `paths`, which
+    end where the tail ends, and its `overhangs`. Each is canonical: some longer text is spelled like this. Where words are cut
+    depends on what follows (of two spaces, one goes to the next word), so a tail has a few splits. In each there is one spelling
+    up to a given byte: that of the words before it, and of the last one as far as it goes.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        spelling = vocabulary.spelling
+        if spelling is None:
+            raise TokenizerMismatch(
+                f"it is not known how {vocabulary.name or 'this tokenizer'} splits text", hint="give its tokenizer, or use the mode 'path'"
+            )
+        self.vocabulary, self.spelling = vocabulary, spelling
+        self.tokens = vocabulary.tokens
+        speller = spelling.speller
+        if isinstance(speller, Bpe):
+            usable = speller.reachable | set(speller.whole.values())
+            self._alone = usable > speller.reachable  # some tokens appear only as words of their own
+        else:
+            usable = frozenset(range(vocabulary.rows))
+            self._alone = False
+        self.index = TokenIndex(vocabulary.tokens, (i for i in usable if i not in vocabulary.control))
+        self._splits: dict[bytes, tuple[Split, ...]] = {}
+        self._overhangs: dict[bytes, tuple[Overhang, ...]] = {}
+        self._paths: dict[bytes, tuple[tuple[int, ...], ...]] = {}
+
+    def path(self, tail: bytes) -> tuple[int, ...]:
+        """The spelling of a tail that ends with it."""
+        return self.paths(tail)[0]
+
+    def paths(self, tail: bytes) -> tuple[tuple[int, ...], ...]:
+        """How a tail may be spelled up to its end; the first is how it is spelled if the text ends there."""
+        return remembered(self._paths, tail, lambda: tuple(dict.fromkeys(self._spell(tail, s, len(tail))[0] for s in self.splits(tail))))
+
+    def _spell(self, tail: bytes, split: Split, end: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids of the tail's first `end` bytes in a split, and those of its last word if that goes on."""
+        ids: tuple[int, ...] = ()
+        begin = 0
+        for cut in split:
+            if begin < cut <= end:
+                ids += self.spelling.speller.spell(tail[begin:cut])
+                begin = cut
+        word = self.spelling.speller.spell(tail[begin:end], ended=False) if begin < end else ()
+        return (*ids, *word), word
+
+    def advance(self, tail: bytes) -> tuple[tuple[int, ...], bytes]:
+        """The tokens of a tail that are certain whatever follows, and the tail that is left."""
+        start = self._certain(tail)
+        if start:
+            return self._spell(tail, self.splits(tail)[0], start)[0], tail[start:]
+        if len(tail) > _LONG:
+            return self._let_go(tail)
+        return (), tail
+
+    def _let_go(self, tail: bytes) -> tuple[tuple[int, ...], bytes]:
+        """A word without cuts keeps its open end only: the first tokens that all covers share are certain."""
+        covers = [*self.paths(tail), *(overhang.path for overhang in self.overhangs(tail))]
+        shared = next((i for i, column in enumerate(zip(*covers, strict=False)) if len(set(column)) > 1), min(map(len, covers)))
+        size = sum(len(self.tokens[i]) for i in covers[0][:shared])
+        rest = tail[size:]
+        if not size or cuts(self.spelling.split(rest)) != {at - size for at in cuts(self.spelling.split(tail)) if at >= size}:
+            return (), tail
+        return covers[0][:shared], rest
+
+    def overhangs(self, tail: bytes) -> tuple[Overhang, ...]:
+        """The spellings of a tail that end beyond it."""
+        return remembered(self._overhangs, tail, lambda: tuple(self._find(tail)))
+
+    def _find(self, tail: bytes) -> list[Overhang]:
+        found: dict[tuple[tuple[int, ...], int], Int[np.ndarray, " n"]] = {}
+        splits, begin = self.splits(tail), max(self._certain(tail), len(tail) - self.index.longest + 1)
+        for at in range(begin, len(tail)):
+            ids = self.index.beyond(tail[at:])
+            if not ids.size:
+                continue
+            for split in dict.fromkeys(tuple(cut for cut in split if cut <= at) for split in splits):
+                path, word = self._spell(tail, split, at)
+                fit = ids[self.spelling.speller.after(word, ids)] if word else ids
+                if fit.size:
+                    known = found.get((path, at))
+                    found[path, at] = fit if known is None else np.union1d(known, fit)
+        return [Overhang(path, at, ids) for (path, at), ids in found.items()]
+
+    def _certain(self, tail: bytes) -> int:
+        """The last place before the end where a word begins whatever follows."""
+        splits = self.splits(tail)
+        return max((at for at in splits[0] if at < len(tail) and all(at in split for split in splits)), default=0)
+
+    def splits(self, tail: bytes) -> tuple[Split, ...]:
+        """How the tail may be cut into words, by what follows it; the first is how it is cut if the text ends there."""
+        if self.spelling.words is whole or not tail:
+            return ((0, len(tail)), (0,))
+        return remembered(self._splits, tail, lambda: self._probe(tail))
+
+    def _probe(self, tail: bytes) -> tuple[Split, ...]:
+        size = len(tail)
+        found = []
+        for probe in _PROBES:
+            found.append(tuple(sorted(at for at in cuts(self.spelling.split(tail, probe)) if at <= size)))
+        if ends_inside_character(tail):  # what the character becomes decides whether a word begins with it
+            first = next(at for at in range(size - 1, -1, -1) if tail[at] & 0xC0 != 0x80)
+            before = [(tuple(at for at in split if at < first), first in split) for split in found]
+            found = [split for cut, ends in before for split in ((*cut, first), cut)[:: 1 if ends else -1]]
+        return tuple(dict.fromkeys(found))
+
+    def onward(self, tail: bytes, data: bytes) -> tuple[list[tuple[int, ...]], list[Overhang]]:
+        """The cover of a tail with more bytes after it: its paths, and its overhangs."""
+        if not tail or not data or not self.sealed(tail, data):
+            return list(self.paths(tail + data)), list(self.overhangs(tail + data))
+        bases, size = self.paths(tail), len(tail)
+        exact = [(*base, *path) for base in bases for path in self.paths(data)]
+        return exact, [Overhang((*base, *o.path), o.at + size, o.ids) for base in bases for o in self.overhangs(data)]
+
+    def sealed(self, tail: bytes, data: bytes) -> bool:
+        """Whether a tail and the bytes that follow it are spelled apart, whatever comes after them."""
+        if self.spelling.words is not whole:
+            size = len(tail)
+            probes = _AFTER if len(data) <= _SHORT or data[-1:].isdigit() else _AFTER[:1]
+            return all(size in cuts(self.spelling.split(tail + data, probe)) for probe in probes)
+        for overhang in self.overhangs(tail):
+            rest = tail[overhang.at :]
+            for low, high in self.index.touching(rest + data):
+                if any(len(self.index.keys[i]) > len(rest) for i in (low, high - 1)):
+                    return False
+        return not self._alone
+
+
+def remembered(kept: dict[bytes, T], key: bytes, make: Callable[[], T]) -> T:
+    """What was made for the key before, or is made now; a memory that grows too large begins anew."""
+    found = kept.get(key)
+    if found is None:
+        if len(kept) >= _KEPT:
+            kept.clear()
+        found = kept[key] = make()
+    return found

@@ -1,0 +1,247 @@
+"""Tokenizer files as vocabularies: tiktoken ranks, SentencePiece models, Mistral's tekken, and how a transformers tokenizer spells."""
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from uld_adapters.errors import MissingExtra, TokenizerMismatch, UsageError
+from uld_adapters.vocabulary.bpe import Bpe, implied_merges
+from uld_adapters.vocabulary.spelling import Spelling, Unigram, plain
+from uld_adapters.vocabulary.words import Words, by_pre_tokenizer, by_spaces
+
+SPACE = "▁"  # how SentencePiece writes a space
+_GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_CL100K = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+" + _SUFFIX
+    + r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*" + _SUFFIX
+    + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)  # fmt: skip
+# Published rank files, known by their SHA-256: name, pattern, control tokens.
+RANK_FILES: dict[str, tuple[str, str, dict[str, int]]] = {
+    "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930": ("r50k_base", _GPT2, {"<|endoftext|>": 50256}),
+    "94b5ca7dff4d00767bc256fdd1b27e5b17361d7b8a5f968547f9f23eb70d2069": ("p50k_base", _GPT2, {"<|endoftext|>": 50256}),
+    "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7": (
+        "cl100k_base", _CL100K,
+        {"<|endoftext|>": 100257, "<|fim_prefix|>": 100258, "<|fim_middle|>": 100259, "<|fim_suffix|>": 100260, "<|endofprompt|>": 100276},
+    ),
+    "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d": (
+        "o200k_base", _O200K, {"<|endoftext|>": 199999, "<|endofprompt|>": 200018},
+    ),
+}  # fmt: skip
+
+
+def ranked_spelling(tokens: Sequence[bytes], order: Sequence[int], words: Words, *, start: bytes = b"") -> Spelling:
+    """Spelling of a vocabulary whose tokens merge in the given order, from single bytes."""
+    ids = {token: tokens[token] for token in order}
+    atoms = {data: token for data, token in plain(ids).items() if len(data) == 1}
+    return Spelling(words, Bpe(len(tokens), atoms, implied_merges(tokens, order), whole=plain(ids)), start)
+
+
+def tiktoken_parts(source: Any, pattern: str | None, control: Mapping[str, int] | None) -> tuple[dict[int, bytes], str, dict[str, int]]:
+    """Ranks, pattern and control tokens of a tiktoken encoding: a rank file, the name of an encoding, or an Encoding."""
+    path = Path(source) if isinstance(source, str | Path) else None
+    if path is not None and path.is_file():
+        blob = path.read_bytes()
+        try:
+            rows = (line.split() for line in blob.splitlines() if line)
+            ranks = {int(rank): base64.b64decode(token, validate=True) for token, rank in rows}
+        except (ValueError, binascii.Error) as error:
+            raise UsageError(
+                f"{path} is no tiktoken rank file: {error}", hint="give a file whose lines are a token in base64 and its rank"
+            ) from error
+        _, known, special = RANK_FILES.get(hashlib.sha256(blob).hexdigest(), ("", None, {}))
+        if pattern is None and known is None:
+            raise UsageError(f"{path} is a rank file of an unknown encoding", hint="pass pattern=... and control=... of its tokenizer")
+        return ranks, pattern or str(known), dict(special if control is None else control)
+    if path is not None:
+        try:
+            import tiktoken
+        except ModuleNotFoundError as error:
+            raise MissingExtra("tiktoken", "tiktoken") from error
+        try:
+            source = tiktoken.get_encoding(str(source))
+        except Exception as error:  # unknown names and missing networks raise unrelated classes
+            raise UsageError(
+                f"no tiktoken encoding {str(source)!r} could be loaded ({type(error).__name__}: {str(error).splitlines()[0][:120]})",
+                hint="without a network give its rank file, as in from_tiktoken('o200k_base.tiktoken'), or set TIKTOKEN_CACHE_DIR",
+            ) from error
+    ranks = {rank: token for token, rank in source._mergeable_ranks.items()}
+    return ranks, pattern or source._pat_str, dict(source._special_tokens if control is None else control)
+
+
+def tekken_parts(path: Path) -> tuple[list[bytes], int, str, dict[str, int]]:
+    """Tokens by id (the control tokens first), how many control tokens there are, the pattern, and the control tokens' names."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        config = value["config"]
+        special, size = int(config["default_num_special_tokens"]), int(config["default_vocab_size"])
+        names = {int(entry["rank"]): str(entry["token_str"]) for entry in value.get("special_tokens") or ()}
+        if not names:
+            names = dict(enumerate(("<unk>", "<s>", "</s>")))
+        names = {i: names.get(i, f"<SPECIAL_{i}>") for i in range(special)}
+        inner = sorted(value["vocab"], key=lambda entry: entry["rank"])[: size - special]
+        tokens = [base64.b64decode(entry["token_bytes"]) for entry in inner]
+        return [*(name.encode() for name in names.values()), *tokens], special, str(config["pattern"]), {n: i for i, n in names.items()}
+    except (OSError, ValueError, KeyError, TypeError, binascii.Error) as error:
+        raise UsageError(f"{path} is no tekken file: {error}", hint="give the tekken.json of a Mistral model") from error
+
+
+def sentencepiece_parts(path: Path) -> tuple[list[bytes], dict[str, int], Spelling, tuple[str, ...]]:
+    """Tokens by id, control tokens by name, how they spell, and normalisers that change a text."""
+    try:
+        from sentencepiece import SentencePieceProcessor
+        from sentencepiece import sentencepiece_model_pb2 as schema
+    except ModuleNotFoundError as error:
+        raise MissingExtra(str(error.name), "hf") from error
+    blob = path.read_bytes()
+    proto = schema.ModelProto()
+    try:
+        proto.ParseFromString(blob)
+        SentencePieceProcessor(model_proto=blob)
+    except Exception as error:  # protobuf and SentencePiece raise classes of their own
+        raise UsageError(f"{path} is no SentencePiece model: {error}", hint="give the tokenizer.model of the model") from error
+    kinds = schema.ModelProto.SentencePiece
+    tokens: list[bytes] = []
+    control: dict[str, int] = {}
+    order: list[int] = []
+    atomic: dict[bytes, int] = {}
+    fallback: dict[bytes, int] = {}
+    for token, piece in enumerate(proto.pieces):
+        data = piece.piece.replace(SPACE, " ").encode()
+        if piece.type in (kinds.CONTROL, kinds.UNKNOWN):
+            data = piece.piece.encode()
+            control[piece.piece] = token
+        elif piece.type == kinds.BYTE:
+            data = bytes([int(piece.piece[3:5], 16)])
+            fallback[data] = token
+        elif piece.type == kinds.USER_DEFINED:
+            atomic[data] = token
+        elif piece.type == kinds.NORMAL:
+            order.append(token)
+        tokens.append(data)
+    changes = () if proto.normalizer_spec.name in ("identity", "") else (proto.normalizer_spec.name.upper(),)
+    if proto.normalizer_spec.remove_extra_whitespaces:
+        changes = (*changes, "remove_extra_whitespaces")
+    words = with_atoms(by_spaces(tokens[token] for token in order), atomic)
+    start = b" " if proto.normalizer_spec.add_dummy_prefix else b""
+    if proto.trainer_spec.model_type == schema.TrainerSpec.BPE:
+        single = {token for token in order if len(proto.pieces[token].piece) == 1}
+        order.sort(key=lambda token: (token not in single, -proto.pieces[token].score))
+        atoms = fallback | {tokens[token]: token for token in single}
+        return tokens, control, Spelling(words, Bpe(len(tokens), atoms, implied_merges(tokens, order), whole=atomic), start), changes
+    return tokens, control, Spelling(words, Unigram(_Pieces(proto), tuple(tokens), SPACE), start), changes
+
+
+class _Piece:
+    def __init__(self, number: int) -> None:
+        self.id = number
+
+
+class _Pieces:
+    """SentencePiece's own search in the form of a `tokenizers` model."""
+
+    def __init__(self, proto: Any) -> None:
+        from sentencepiece import SentencePieceProcessor
+
+        proto.normalizer_spec.add_dummy_prefix = False
+        self._model = SentencePieceProcessor(model_proto=proto.SerializeToString())
+
+    def tokenize(self, text: str) -> list[_Piece]:
+        """The pieces of a text whose spaces are written as SentencePiece does."""
+        return [_Piece(i) for i in self._model.encode(text.replace(SPACE, " "))]
+
+
+def with_atoms(words: Words, atomic: Mapping[bytes, int]) -> Words:
+    """Words, with certain strings always words of their own, the longest first."""
+    if not atomic:
+        return words
+    import regex
+
+    names = sorted((data.decode(errors="replace") for data in atomic), key=len, reverse=True)
+    split = regex.compile("(" + "|".join(map(regex.escape, names)) + ")")
+
+    def cut(text: str) -> list[str]:
+        return [word for at, part in enumerate(split.split(text)) if part for word in ([part] if at % 2 else words(part))]
+
+    return cut
+
+
+def hf_normalisers(state: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The steps of a normaliser in order."""
+    return _flat(state.get("normalizer"), "normalizers")
+
+
+def _flat(step: Any, inner: str) -> list[dict[str, Any]]:
+    if not step:
+        return []
+    return [found for part in step[inner] for found in _flat(part, inner)] if step["type"] == "Sequence" else [step]
+
+
+def changes_text(step: Mapping[str, Any]) -> bool:
+    """Whether a normaliser does more than to write spaces as SentencePiece does."""
+    if step["type"] == "Prepend":
+        return False
+    return not (step["type"] == "Replace" and step.get("pattern") == {"String": " "} and step.get("content") == SPACE)
+
+
+def hf_spelling(state: Mapping[str, Any], tokens: Sequence[bytes], alphabet: Mapping[str, int], atomic: Mapping[bytes, int]) -> Spelling:
+    """How a transformers fast tokenizer spells, from its serialised state; `alphabet` is that of byte-level BPE, empty for others."""
+    model = state["model"]
+    kind = model.get("type")
+    if kind not in ("BPE", "Unigram") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        raise TokenizerMismatch(
+            f"a tokenizer of kind {kind} with marked word parts has no usable bytes" if kind == "BPE" else
+            f"a {kind} tokenizer has no usable bytes: a text cannot be rebuilt from its tokens",
+            hint="use a model with byte-level BPE, SentencePiece, tiktoken or tekken tokens",
+        )  # fmt: skip
+    steps = _flat(state.get("pre_tokenizer"), "pretokenizers")
+    written = [step["content"] for step in hf_normalisers(state) if step["type"] == "Replace" and not changes_text(step)]
+    start = _start(state, steps)
+    words = _hf_words(steps, space=written[0] if written else " ") or by_spaces(tokens)
+    words = with_atoms(words, atomic)
+    if kind == "Unigram":
+        return Spelling(words, Unigram(_hf_model(state), tuple(tokens), SPACE), start)
+    vocab: dict[str, int] = model["vocab"]
+    pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    merges = [(vocab[a], vocab[b], vocab[a + b]) for a, b in pairs if a in vocab and b in vocab and a + b in vocab]
+    if alphabet:
+        atoms = {bytes([byte]): vocab[char] for char, byte in alphabet.items() if char in vocab}
+    else:
+        atoms = {bytes([byte]): vocab[f"<0x{byte:02X}>"] for byte in range(256) if f"<0x{byte:02X}>" in vocab}
+        atoms |= {tokens[token]: token for piece, token in vocab.items() if len(piece) == 1}
+    whole = {tokens[token]: token for token in vocab.values()} if model.get("ignore_merges") else {}
+    return Spelling(words, Bpe(len(tokens), atoms, merges, whole=whole | dict(atomic)), start)
+
+
+def _start(state: Mapping[str, Any], steps: list[dict[str, Any]]) -> bytes:
+    """The space that the tokenizer puts before every text."""
+    before = any(step["type"] == "Prepend" for step in hf_normalisers(state))
+    before |= any(step["type"] == "ByteLevel" and step.get("add_prefix_space") for step in steps)
+    before |= any(step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never" for step in steps)
+    return b" " if before else b""
+
+
+def _hf_words(steps: list[dict[str, Any]], *, space: str) -> Words | None:
+    quiet = [{**step, "add_prefix_space": False} if step["type"] == "ByteLevel" else step for step in steps]
+    quiet = [{**step, "prepend_scheme": "never"} if step["type"] == "Metaspace" else step for step in quiet]
+    if not quiet or all(step["type"] == "Metaspace" and not step.get("split", True) for step in quiet):
+        return None
+    tokenizer = _hf_tokenizer({"pre_tokenizer": {"type": "Sequence", "pretokenizers": quiet}})
+    return by_pre_tokenizer(tokenizer.pre_tokenizer, space=space)
+
+
+def _hf_model(state: Mapping[str, Any]) -> Any:
+    return _hf_tokenizer({"model": state["model"]}).model
+
+
+def _hf_tokenizer(parts: Mapping[str, Any]) -> Any:
+    from tokenizers import Tokenizer
+
+    empty = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
+    return Tokenizer.from_str(json.dumps({**empty, **parts}))

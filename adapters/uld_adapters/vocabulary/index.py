@@ -1,0 +1,42 @@
+"""Tokens in the order of their bytes, so that all which begin alike lie side by side."""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+
+class TokenIndex:
+    """Finds ids by how their bytes begin; `ids` of equal bytes stand in the order they are given in."""
+
+    def __init__(self, tokens: Sequence[bytes], ids: Iterable[int]) -> None:
+        order = sorted((i for i in ids if tokens[i]), key=lambda i: tokens[i])
+        self.keys = [tokens[i] for i in order]
+        self.ids = np.array(order, dtype=np.int64)
+        self.exact = {tokens[i]: i for i in reversed(order)}
+        self.longest = max(map(len, self.keys), default=0)
+
+    def span(self, prefix: bytes) -> tuple[int, int]:
+        """Where in `ids` the tokens stand that begin with the prefix."""
+        low = bisect_left(self.keys, prefix)
+        stem = prefix.rstrip(b"\xff")
+        if not stem:
+            return low, len(self.keys)
+        return low, bisect_left(self.keys, stem[:-1] + bytes([stem[-1] + 1]), lo=low)
+
+    def beyond(self, prefix: bytes) -> Int[np.ndarray, " n"]:
+        """Ids whose bytes begin with the prefix and are longer."""
+        low, high = self.span(prefix)
+        while low < high and len(self.keys[low]) == len(prefix):
+            low += 1
+        return self.ids[low:high]
+
+    def touching(self, data: bytes) -> list[tuple[int, int]]:
+        """Spans of the tokens that begin with the bytes, or that the bytes begin with."""
+        spans = [self.span(data)]
+        for size in range(1, len(data)):
+            if data[:size] in self.exact:
+                low = bisect_left(self.keys, data[:size])
+                spans.append((low, low + 1))
+        return [span for span in spans if span[0] < span[1]]

@@ -1,0 +1,97 @@
+"""Bytes as text, and text cut into the words within which a tokenizer spells."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+_UNREADABLE = 0xF700  # bytes that are no UTF-8 stand as private characters, one each
+_SMALLEST = {0xE0: b"\xa0", 0xF0: b"\x90"}  # second bytes below these are no UTF-8
+
+Words = Callable[[str], list[str]]
+
+
+def ends_inside_character(data: bytes) -> bool:
+    """Whether the bytes stop in the middle of a UTF-8 character."""
+    return _unfinished(data) > 0
+
+
+def _unfinished(data: bytes) -> int:
+    """How many bytes of an unfinished character stand at the end."""
+    for back in range(1, min(4, len(data)) + 1):
+        byte = data[-back]
+        if byte & 0xC0 == 0x80:
+            continue
+        width = 4 if byte >> 3 == 0b11110 else 3 if byte >> 4 == 0b1110 else 2 if byte >> 5 == 0b110 else 1
+        return back if width > back else 0
+    return 0
+
+
+def readable(data: bytes) -> tuple[str, list[int]]:
+    """The bytes as text, and how many bytes each character stands for.
+
+    An unfinished character at the end stands as the first one that it may become, any other byte that is no UTF-8 as a
+    private character.
+    """
+    open_ = _unfinished(data)
+    head, tail = (data[:-open_], data[-open_:]) if open_ else (data, b"")
+    try:
+        text = head.decode()
+        widths = [len(c.encode()) for c in text] if len(text) != len(head) else [1] * len(text)
+    except UnicodeDecodeError:
+        text = head.decode(errors="surrogateescape")
+        widths = [1 if "\udc80" <= c <= "\udcff" else len(c.encode()) for c in text]
+        text = "".join(chr(_UNREADABLE + ord(c) - 0xDC00) if "\udc80" <= c <= "\udcff" else c for c in text)
+    if tail:
+        lead = tail[0]
+        second = tail[1:2] or _SMALLEST.get(lead, b"\x80")
+        width = 4 if lead >> 3 == 0b11110 else 3 if lead >> 4 == 0b1110 else 2
+        try:
+            text += (tail[:1] + second + tail[2:]).ljust(width, b"\x80").decode()
+            widths.append(open_)
+        except UnicodeDecodeError:
+            text += "".join(chr(_UNREADABLE + byte) for byte in tail)
+            widths += [1] * open_
+    return text, widths
+
+
+def whole(text: str) -> list[str]:
+    """No cuts: a text is one word."""
+    return [text] if text else []
+
+
+def by_pattern(pattern: str) -> Words:
+    """Words by a regular expression; what it leaves out stands as words of its own."""
+    import regex
+
+    expression = regex.compile(pattern)
+
+    def words(text: str) -> list[str]:
+        found, at = [], 0
+        for match in expression.finditer(text):
+            if match.start() > at:
+                found.append(text[at : match.start()])
+            if match.end() > match.start():
+                found.append(match.group())
+            at = match.end()
+        return [*found, text[at:]] if at < len(text) else found
+
+    return words
+
+
+def by_spaces(tokens: Iterable[bytes]) -> Words:
+    """For tokenizers without cuts: words begin at spaces if no token has a space after anything else, else a text is one word."""
+    if any(b" " in token.lstrip(b" ") for token in tokens):
+        return whole
+    return by_pattern(r" *[^ ]+| +")
+
+
+def by_pre_tokenizer(pre_tokenizer: Any, *, space: str = " ") -> Words:
+    """Words by a pre-tokenizer of the `tokenizers` library, which sees spaces as `space`."""
+
+    def words(text: str) -> list[str]:
+        ends = [end for _, (_, end) in pre_tokenizer.pre_tokenize_str(text.replace(" ", space))]
+        if not ends or ends[-1] < len(text):
+            ends.append(len(text))
+        starts = [0, *ends[:-1]]
+        return [text[a:b] for a, b in zip(starts, ends, strict=True) if b > a]
+
+    return words

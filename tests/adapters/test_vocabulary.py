@@ -1,0 +1,193 @@
+"""Vocabularies read from every kind of tokenizer file spell texts as the library of that kind does."""
+
+import base64
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tiny
+from real_tokenizers import NAMES, real
+from uld_adapters.errors import TokenizerMismatch, UsageError
+from uld_adapters.vocabulary.control import Role, matched
+from uld_adapters.vocabulary.tokens import CORPUS, Vocabulary, load_tokenizer
+from uld_adapters.vocabulary.words import readable
+
+POOL = [*"abcdeTHE 'sreXY0123456789.,;:!?()[]{}/\\\n\r\t\"-_=", "  ", "    ", "\r\n", "é", "e\u0301", "漢", "字", "😀", "👩‍👩‍👧", "🏳️‍🌈"]
+POOL += ["Ω", "ж", "ع", "한", "'ll", "n't", " the", " and", "ing", "１", "\u00a0", "\u2028", "—", "<s>", "</s>", "<|user|>"]
+TEXTS = st.lists(st.sampled_from(POOL), max_size=30).map("".join)
+
+
+def ranks_of(words: list[bytes]) -> list[bytes]:
+    """Ranks of a small tiktoken-like encoding: all bytes, then what is needed to build the words."""
+    tokens = [bytes([byte]) for byte in range(256)]
+    for word in words:
+        tokens += [word[:end] for end in range(2, len(word) + 1) if word[:end] not in tokens]
+    return tokens
+
+
+def rank_file(path: Path, tokens: list[bytes]) -> Path:
+    path.write_text("".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    trainer = pytest.importorskip("sentencepiece").SentencePieceTrainer
+    folder = tmp_path_factory.mktemp("sentencepiece")
+    corpus = folder / "corpus.txt"
+    corpus.write_text("\n".join(tiny.CORPUS * 20), encoding="utf-8")
+    found = {}
+    for kind in ("bpe", "unigram"):
+        trainer.train(
+            input=str(corpus), model_prefix=str(folder / kind), vocab_size=400, model_type=kind, byte_fallback=True, hard_vocab_limit=False,
+            normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2, user_defined_symbols=["<|user|>"],
+        )  # fmt: skip
+        found[kind] = folder / f"{kind}.model"
+    return found
+
+
+@given(text=TEXTS)
+@settings(max_examples=200, deadline=None)
+def test_a_transformers_tokenizer_spells_as_itself(tiny_target: Path, text: str) -> None:
+    tokenizer, vocabulary = _tiny(tiny_target)
+    if not any(str(name) in text for name in tiny.SPECIALS):  # a text is never read as control tokens
+        assert vocabulary.encode(text) == tokenizer.encode(text, add_special_tokens=False)
+    assert vocabulary.decode(vocabulary.encode(text)) == text.encode()
+
+
+def _tiny(folder: Path, kept: dict = {}) -> tuple:  # type: ignore[type-arg]  # noqa: B006
+    if folder not in kept:
+        tokenizer = load_tokenizer(folder)
+        kept[folder] = tokenizer, Vocabulary.from_hf(tokenizer)
+    return kept[folder]
+
+
+def test_control_tokens_have_roles(tiny_target: Path) -> None:
+    _, vocabulary = _tiny(tiny_target)
+    by_name = {vocabulary.tokens[i].decode(): role for i, role in vocabulary.roles.items()}
+    assert by_name["<|eos|>"] is Role.END_OF_TURN, "the template ends an answer with it"
+    assert by_name["<|user|>"] is Role.OTHER
+    assert vocabulary.head_rows == vocabulary.rows == 400
+    assert vocabulary.normalisers == ()
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@given(text=TEXTS)
+@settings(max_examples=100, deadline=None)
+def test_sentencepiece_models(sentencepiece_model: dict[str, Path], kind: str, text: str) -> None:
+    from sentencepiece import SentencePieceProcessor
+
+    vocabulary = _pieces(sentencepiece_model[kind])
+    library = SentencePieceProcessor(model_file=str(sentencepiece_model[kind]))
+    head = library.encode("\n")
+    assert vocabulary.encode(text) == library.encode("\n" + text)[len(head) :]
+    assert vocabulary.spelling is not None
+    assert vocabulary.spelling.start == b" "
+
+
+def _pieces(path: Path, kept: dict = {}) -> Vocabulary:  # type: ignore[type-arg]  # noqa: B006
+    if path not in kept:
+        kept[path] = Vocabulary.from_sentencepiece(path)
+    return kept[path]
+
+
+def test_rank_files(tmp_path: Path) -> None:
+    tiktoken = pytest.importorskip("tiktoken")
+    tokens = ranks_of([b" the", b"there", b"her", b"re", b"  ", "é".encode(), b"ab", b"bc", b"abc"])
+    file = rank_file(tmp_path / "small.tiktoken", tokens)
+    pattern = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    vocabulary = Vocabulary.from_tiktoken(file, pattern=pattern, control={"<|endoftext|>": len(tokens) + 2})
+    encoding = tiktoken.Encoding("small", pat_str=pattern, mergeable_ranks={t: i for i, t in enumerate(tokens)}, special_tokens={})
+    rng = random.Random(0)
+    for text in [*CORPUS, *("".join(rng.choices(POOL, k=12)) for _ in range(300))]:
+        assert vocabulary.encode(text) == encoding.encode_ordinary(text)
+    assert vocabulary.roles[len(tokens) + 2] is Role.END_OF_TEXT
+    assert vocabulary.rows == len(tokens) + 3, "ids without a token are rows of the head too"
+    assert len(tokens) in vocabulary.control
+    assert Vocabulary.from_tiktoken(encoding).encode(CORPUS[0]) == vocabulary.encode(CORPUS[0])
+
+
+def test_tekken_files(tmp_path: Path) -> None:
+    tokens = ranks_of([b" the", b"there"])
+    config = {"pattern": r" ?\p{L}+|[^\p{L}]", "default_vocab_size": len(tokens) + 10, "default_num_special_tokens": 10}
+    entries = [{"rank": rank, "token_bytes": base64.b64encode(token).decode(), "token_str": None} for rank, token in enumerate(tokens)]
+    unused = [{"rank": len(tokens), "token_bytes": base64.b64encode(b"zzz").decode(), "token_str": None}]
+    file = tmp_path / "tekken.json"
+    file.write_text(json.dumps({"config": config, "vocab": entries + unused}), encoding="utf-8")
+    vocabulary = Vocabulary.from_tekken(file)
+    assert [vocabulary.tokens[i] for i in vocabulary.encode("there the")] == [b"there", b" the"]
+    assert vocabulary.rows == len(tokens) + 10, "ranks beyond the size are not used"
+    assert vocabulary.tokens[10 + 97] == b"a", "ids are shifted by the control tokens"
+    assert vocabulary.roles[2] is Role.END_OF_TEXT
+
+
+def test_known_bytes_without_a_spelling() -> None:
+    closed = Vocabulary.from_bytes([b"a", b"b", b"<end>"], control={2: Role.END_OF_TEXT}, name="closed")
+    assert closed.decode([0, 1, 2]) == b"ab"
+    with pytest.raises(TokenizerMismatch, match="closed splits text"):
+        closed.encode("ab")
+    opened = Vocabulary.from_bytes([b"a", b"b", b"ab", b"<end>"], control={3: Role.END_OF_TEXT}, order=[0, 1, 2])
+    assert opened.encode("aab") == [0, 2]
+    assert opened.fingerprint != closed.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [(b"caf\xc3", "caf\u00c0"), (b"\xf0\x9f\x98", "\U0001f600"), (b"a\xffb", "a\uf7ffb"), (b"\xa9x", "\uf7a9x"), (b"\xe0", "\u0800")],
+)
+def test_bytes_that_are_no_text_are_readable(data: bytes, text: str) -> None:
+    found, widths = readable(data)
+    assert found == text
+    assert sum(widths) == len(data)
+    assert len(widths) == len(found)
+
+
+def test_control_tokens_are_matched_by_name_then_role() -> None:
+    llama = {0: Role.END_OF_TEXT, 1: Role.END_OF_TURN, 2: Role.OTHER}
+    qwen = {7: Role.END_OF_TEXT, 8: Role.END_OF_TURN}
+    names = {0: b"<|end_of_text|>", 1: b"<|eot_id|>", 2: b"<|python_tag|>", 7: b"<|endoftext|>", 8: b"<|im_end|>"}
+    assert matched(llama, qwen, names, names) == {0: 7, 1: 8}
+    assert matched(llama, {7: Role.END_OF_TEXT}, names, names) == {1: 7}, "the one end there is ends turns"
+    assert matched({1: Role.END_OF_TURN}, llama, names, names) == {1: 1}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_real_vocabularies_give_texts_back(name: str) -> None:
+    vocabulary = real(name)
+    if vocabulary is None:
+        pytest.skip(f"the package with {name}'s tokenizer is not installed")
+    rng = random.Random(1)
+    for text in [*CORPUS, *("".join(rng.choices(POOL, k=20)) for _ in range(100))]:
+        assert vocabulary.decode(vocabulary.encode(text)) == text.encode()
+
+
+def test_files_that_are_no_tokenizers(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.write_bytes(b"not a tokenizer\x00\xff")
+    for read in (Vocabulary.from_tiktoken, Vocabulary.from_tekken, Vocabulary.from_sentencepiece, Vocabulary.from_gguf):
+        with pytest.raises(UsageError, match="wrong") as caught:
+            read(wrong)
+        assert caught.value.hint
+    with pytest.raises(TokenizerMismatch, match="tokenizer"):
+        Vocabulary.from_hf(tmp_path)
+    unknown = rank_file(tmp_path / "unknown.tiktoken", ranks_of([]))
+    with pytest.raises(UsageError, match="unknown encoding"):
+        Vocabulary.from_tiktoken(unknown)
+    with pytest.raises(UsageError, match="no-such-encoding") as caught:
+        Vocabulary.from_tiktoken("no-such-encoding")
+    assert "rank file" in caught.value.hint
+
+
+def test_word_parts_have_no_usable_bytes() -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.WordPiece(vocab={"[UNK]": 0, "a": 1, "##b": 2}, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    vocabulary = Vocabulary.from_hf(PreTrainedTokenizerFast(tokenizer_object=raw))
+    with pytest.raises(TokenizerMismatch, match="no usable bytes"):
+        vocabulary.encode("ab")

@@ -1,0 +1,110 @@
+"""Small models whose every text is known: distributions over finite sets of texts, told token by token."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from uld_adapters.vocabulary.bridge import Bridge, Place, Shares
+from uld_adapters.vocabulary.control import Role
+from uld_adapters.vocabulary.tokens import Vocabulary
+
+Path = tuple[int, ...]
+
+
+def toy_vocabulary(seed: int, *, alphabet: bytes = b"ab", size: int = 8, longest: int = 4, pattern: str | None = None) -> Vocabulary:
+    """Random byte-pair tokens over an alphabet in random id order; the last id ends a text."""
+    rng = np.random.default_rng(seed)
+    tokens = [bytes([byte]) for byte in alphabet]
+    while len(tokens) < size:
+        left, right = (tokens[int(i)] for i in rng.integers(0, len(tokens), 2))
+        if len(left + right) <= longest and left + right not in tokens:
+            tokens.append(left + right)
+        elif rng.random() < 0.02:
+            break
+    order = rng.permutation(len(tokens))
+    shuffled = [b""] * len(tokens)
+    for rank, place in enumerate(order):
+        shuffled[place] = tokens[rank]
+    return Vocabulary.from_bytes(
+        [*shuffled, b"<end>"], control={len(tokens): Role.END_OF_TEXT}, order=[int(i) for i in order], pattern=pattern, name=f"toy {seed}"
+    )
+
+
+class TextModel:
+    """P(text) for a finite set of texts, as a model of a vocabulary's canonical spelling: it depends on all of the history."""
+
+    def __init__(self, vocabulary: Vocabulary, texts: Mapping[bytes, float]) -> None:
+        self.vocabulary, self.texts = vocabulary, texts
+        end = next(i for i, role in vocabulary.roles.items() if role is Role.END_OF_TEXT)
+        self.mass: dict[Path, float] = defaultdict(float)
+        for text, weight in texts.items():
+            path = (*vocabulary.encode(text), end)
+            for size in range(len(path) + 1):
+                self.mass[path[:size]] += weight
+        self.followers: dict[Path, set[int]] = defaultdict(set)
+        for path in list(self.mass):
+            if path:
+                self.followers[path[:-1]].add(path[-1])
+
+    def row(self, path: Path) -> np.ndarray:
+        """Log-probabilities after a path, shape (rows,); uniform where the model never goes."""
+        row = np.full(self.vocabulary.rows, -np.inf)
+        whole = self.mass.get(path, 0.0)
+        if whole <= 0 or not self.followers[path]:
+            return np.full(self.vocabulary.rows, -np.log(self.vocabulary.rows))
+        for token in self.followers[path]:
+            row[token] = np.log(self.mass[(*path, token)] / whole)
+        return row
+
+
+def share(vocabulary: Vocabulary, texts: Mapping[bytes, float], prefix: bytes) -> dict[int | None, float]:
+    """The oracle: s(c) by sums over all texts, None for the end of the text."""
+    found: dict[int | None, float] = defaultdict(float)
+    for text, weight in texts.items():
+        if not text.startswith(prefix):
+            continue
+        at, ids = 0, vocabulary.encode(text)
+        for token in ids:
+            if at == len(prefix):
+                found[token] += weight
+            at += len(vocabulary.tokens[token])
+        if len(text) == len(prefix):
+            found[None] += weight
+    total = sum(found.values())
+    return {token: weight / total for token, weight in found.items()} if total else {}
+
+
+def walk(bridge: Bridge, tokens: Iterable[int]) -> tuple[Path, Place]:
+    """The certain tokens and the place after some of the remote's tokens."""
+    place, settled = bridge.start(), ()
+    for token in tokens:
+        certain, place = bridge.step(place, token)
+        settled = (*settled, *certain)
+    return settled, place
+
+
+class Asked:
+    """Rows of several models at paths below a settled beginning, made when they are asked for."""
+
+    def __init__(self, models: list[TextModel], settled: Path) -> None:
+        self.models, self.settled = models, settled
+        self.rows: dict[Path, np.ndarray] = {}
+
+    def add(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            if path not in self.rows:
+                self.rows[path] = np.stack([model.row((*self.settled, *path)) for model in self.models])
+
+
+def expanded(bridge: Bridge, place: Place, candidates: list[int], asked: Asked, *, rounds: int) -> list[Shares]:
+    """Readings from the least tree on, each with the open leaves of the one before."""
+    asked.add(bridge.nodes(place, candidates))
+    found = [bridge.read(place, candidates, asked.rows)]
+    for _ in range(rounds):
+        leaves = [path for weight, path in found[-1].open if weight > 0]
+        if not leaves:
+            break
+        asked.add(leaves)
+        found.append(bridge.read(place, candidates, asked.rows))
+    return found
