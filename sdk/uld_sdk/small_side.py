@@ -43,11 +43,12 @@ def choose(folder: str | Path, base: str | Path | None, **said: float | None) ->
 
 
 def check_once(chosen: Sequence[Chosen]) -> None:
-    """Raise `UsageError` where an assistant comes twice, under whatever names: its shift would count twice."""
-    seen: dict[str, Path] = {}
+    """Raise `UsageError` where the weights of an assistant come twice, whatever the names: its shift would count twice."""
+    seen: dict[frozenset[tuple[str, str]], Chosen] = {}
     for each in chosen:
-        if (there := seen.setdefault(each.manifest.sha256, each.folder)) is not each.folder:
-            raise UsageError(f"the assistant {each.folder} is there already, as {there}", hint="name every assistant once")
+        weights = frozenset(file for file in each.manifest.files.items() if file[0].endswith(".safetensors"))
+        if (there := seen.setdefault(weights, each)) is not each:
+            raise UsageError(f"the assistant {each.folder} is there already, as {there.folder}", hint="name every assistant once")
 
 
 @dataclass(frozen=True)
