@@ -8,8 +8,9 @@ from typing import Any
 
 import latency
 
-from uld_offset_models.artifact import load_artifact, load_together
-from uld_offset_models.scorer import Scorer, Track
+from uld_offset_models.artifact import load_artifact
+from uld_offset_models.batch_reading import GroupScorer
+from uld_offset_models.loading import load_together
 from uld_sdk import UnlearnedClient, train
 from uld_sdk.demo.figures import Plan
 from uld_sdk.demo.questions import Question, load_questions
@@ -39,11 +40,11 @@ def second_artifact(work: Path) -> Path:
     return folder
 
 
-def together(scorer: Scorer, members: int) -> Callable[[], Read]:
+def together(scorer: GroupScorer) -> Callable[[], Read]:
     """Readers of one text: a fresh track for each member, read in one batch."""
 
     def begin() -> Read:
-        tracks = [Track(member=member) for member in range(members)]
+        tracks = [scorer.track(member) for member in range(len(scorer.members))]
 
         def read(tokens: Sequence[int]) -> None:
             scorer.read([(track, tokens) for track in tracks])
@@ -53,11 +54,11 @@ def together(scorer: Scorer, members: int) -> Callable[[], Read]:
     return begin
 
 
-def apart(scorers: Sequence[Scorer]) -> Callable[[], Read]:
+def apart(scorers: Sequence[GroupScorer]) -> Callable[[], Read]:
     """Readers of one text: each scorer by itself, one after the other."""
 
     def begin() -> Read:
-        reads = [together(scorer, 1)() for scorer in scorers]
+        reads = [together(scorer)() for scorer in scorers]
 
         def read(tokens: Sequence[int]) -> None:
             for each in reads:
@@ -82,14 +83,9 @@ def reading(first: Path, second: Path, texts: dict[str, list[tuple[list[int], li
     """Prompt, single tokens and drafts of prompts with their answers: one artifact, two together, two apart, the order alternating."""
     base = str(packaged_model())
     alone = [load_artifact(folder, base=base) for folder in (first, second)]
-    margins = [artifact.manifest.margin for artifact in alone]
-    models = [artifact.model for artifact in load_together([first, second], base=base)]
-    scorers = [Scorer(artifact.model, threshold=margin) for artifact, margin in zip(alone, margins, strict=True)]
-    ways = {
-        "one": together(scorers[0], 1),
-        "together": together(Scorer(models[0], threshold=margins[0], beside=[(models[1], margins[1])]), 2),
-        "apart": apart(scorers),
-    }
+    scorers = [GroupScorer([artifact.scorer(threshold=artifact.manifest.margin)]) for artifact in alone]
+    both = GroupScorer([artifact.scorer(threshold=artifact.manifest.margin) for artifact in load_together([first, second], base=base)])
+    ways = {"one": together(scorers[0]), "together": together(both), "apart": apart(scorers)}
     taken: dict[str, dict[str, list[float]]] = {}
     for number, (kind, prompt, answer) in enumerate((kind, *text) for kind, pairs in texts.items() for text in pairs):
         names = list(ways)

@@ -1,4 +1,4 @@
-"""The figures of benchmarks/README.md: `python benchmarks/run.py [demo|latency|artifacts|training|startup ...]`, or all of them.
+"""The figures of benchmarks/README.md: `python benchmarks/run.py [demo|latency|offset|artifacts|training|startup ...]`, or all of them.
 
 Each part writes benchmarks/<part>.json, with the command and the machine, and the tables of benchmarks/README.md are made anew
 from all parts that have been run.
@@ -17,7 +17,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE.parent / "runs" / "bench"
-PARTS = ("startup", "training", "demo", "latency", "artifacts")
+PARTS = ("startup", "training", "demo", "latency", "offset", "artifacts")
 
 
 def machine() -> str:
@@ -40,6 +40,10 @@ def run_part(name: str) -> dict[str, Any]:
         import latency
 
         return latency.measure(WORK)
+    if name == "offset":
+        import offset
+
+        return offset.measure(WORK)
     if name == "artifacts":
         import artifacts
 

@@ -7,7 +7,7 @@ from typing import Any
 
 HEAD = """# Benchmarks
 
-Made by `make bench` (`python benchmarks/run.py`); one part alone: `python benchmarks/run.py demo|latency|artifacts|training|startup`.
+Made by `make bench` (`python benchmarks/run.py`); one part alone: `python benchmarks/run.py demo|latency|offset|artifacts|training|startup`.
 Ratios compare runs that took turns on the same machine in one process; seconds are of the machine named above each table. Do not
 edit this file by hand: it is made from the JSON files beside it.
 """
@@ -102,6 +102,34 @@ def training(figures: dict[str, Any]) -> str:
     return f"## Training speed\n\n{source(figures)}\nTargets: at least twice as fast, same losses to 1e-3.\n\n" + table(["", "value"], rows)
 
 
+def offset(figures: dict[str, Any]) -> str:
+    """Three tables: the pairs beside ULD, gradients by k, and a training step of each method."""
+    from uld_sdk.demo.pairs import COLUMNS
+
+    lines = [[line["variant"], *(form.format(line[name]) for name, (_, form) in COLUMNS.items())] for line in figures["compared"]]
+    compared = table(["held-out questions", *(head for head, _ in COLUMNS.values())], lines)
+    objectives = list(figures["gradients"][0]["errors"])
+    errors = []
+    for entry in figures["gradients"]:
+        layers = "all, the target itself" if entry["layers"] is None else f"{entry['layers']}"
+        for k in next(iter(entry["errors"].values())):
+            errors.append([layers, entry["tail"], k, *(f"{entry['errors'][name][k]:.1%}" for name in objectives)])
+    gradients = table(["layers of the small model", "tail", "k", *objectives], errors)
+    uld = figures["steps"][0]
+    costs = table(
+        ["method", "seconds a step", "peak MiB", "GFLOPs a step", "seconds against ULD"],
+        [[s["method"], s["seconds"], s["peak_mib"], s["gflops"], f"{s['seconds'] / uld['seconds']:.2f}"] for s in figures["steps"]],
+    )
+    return (
+        f"## Delta-unlearning\n\n{source(figures)}\nnpo+kl on SmolLM2-135M behind llama.cpp, top 20. Targets: a pair forgets (ROUGE-L at "
+        f"most .60); a gated one forgets no less and keeps at least 90% of the retain answers identical.\n\n{compared}\n"
+        "Gradients from a top-k report against those from complete distributions: relative norm of the difference, median over batches. "
+        f"Target: at most 10% from a completed top 20.\n\n{gradients}\n"
+        "One training step of 8 forget and 8 retain rows: ULD's assistant of 6 layers, npo+kl in the target's own LoRA (direct), npo+kl in "
+        f"a pair of whole models (offset), whose constants are cached.\n\n{costs}"
+    )
+
+
 def startup(figures: dict[str, Any]) -> str:
     """Median seconds and ratios to a bare interpreter."""
     goals = {"import uld_sdk": "0.15 s", "uld-sdk --help": "0.3 s"}
@@ -113,10 +141,13 @@ def startup(figures: dict[str, Any]) -> str:
     )
 
 
+SECTIONS = {"demo": demo, "latency": latency, "offset": offset, "artifacts": artifacts, "training": training, "startup": startup}
+
+
 def write(folder: Path) -> None:
     """README.md in the folder, with a section for each part found there."""
     sections = [HEAD]
-    for name, section in (("demo", demo), ("latency", latency), ("artifacts", artifacts), ("training", training), ("startup", startup)):
+    for name, section in SECTIONS.items():
         path = folder / f"{name}.json"
         if path.exists():
             sections.append(section(json.loads(path.read_text(encoding="utf-8"))))

@@ -24,18 +24,19 @@ CLOSE = 1e-3  # nats between a cached pass and a fresh one
 
 @dataclass(frozen=True)
 class Decision:
-    """What one position was decided from: the server's prefix, the answer that the small model has read, the draft, the noise drawn."""
+    """What one position was decided from: the server's prefix, the answer that the small model has read, the draft, what was drawn."""
 
     prefix: tuple[int, ...]
     tokens: tuple[int, ...]
     drafted: int
-    noise: np.ndarray | None
+    noise: tuple[np.ndarray, ...]  # Gumbel noise
+    chance: float | None  # uniform
 
 
 class Audited(Answer):
     """An answer that writes down its decisions, one a step of its trace."""
 
-    drawn: ClassVar[list[np.ndarray]] = []  # noted by `Audit.listen`
+    drawn: ClassVar[list[Any]] = []  # noted by `Audit.listen`
 
     def __init__(self, *given: Any, **options: Any) -> None:
         super().__init__(*given, **options)
@@ -46,7 +47,9 @@ class Audited(Answer):
         prefix, tokens = tuple(self.written.prefix), tuple(self.written.tokens)
         self.drawn.clear()
         outcome = await super()._decide(drafted, top, reading)
-        self.decisions.append(Decision(prefix, tokens, drafted, self.drawn[-1] if self.drawn else None))
+        noise = tuple(value for value in self.drawn if isinstance(value, np.ndarray))
+        chance = next((value for value in self.drawn if isinstance(value, float)), None)
+        self.decisions.append(Decision(prefix, tokens, drafted, noise, chance))
         return outcome
 
     async def _raw_report(self, processed: TopLogprobs) -> Any:
@@ -83,6 +86,10 @@ class Audit:
                 Audited.drawn.append(generator().gumbel(size=size))
                 return Audited.drawn[-1]
 
+            def random(self) -> float:
+                Audited.drawn.append(generator().random())
+                return Audited.drawn[-1]
+
         monkeypatch.setattr(Desk, "write", written)
         monkeypatch.setattr(np.random, "default_rng", lambda seed=None: Noted() if seed is None else generator(seed))
 
@@ -108,19 +115,30 @@ class Audit:
             assert (made.prefix, made.drafted) in self.sent
 
     def _redrawn(self, answer: Audited, made: Decision, token: int, excess: np.ndarray) -> None:
-        """A touched position's token is the best of q, processed, plus the noise: the method in plain words."""
+        """A touched position's token is the draft if chance has it so, else drawn from what q has beyond it: the method in plain words."""
         log_p = self._row(made.prefix, of_target=True)
         reported = sorted(range(len(log_p)), key=lambda v: (-log_p[v], v))[: self.k]
         floor = log_p[reported[0]] + np.log(self.rule.filter)
         score = {v: log_p[v] - self.rule.alpha * max(0.0, excess[v] - self.rule.margin) for v in reported if log_p[v] >= floor}
         assert token in score
-        if answer.capabilities.processed and answer.backend.resume(made.prefix) != list(made.prefix):
+        if answer.capabilities.processed and list(answer.backend.resume(made.prefix) or ()) != list(made.prefix):
             return  # nobody could ask again here: the cuts of the server's own sampling stay
         ids = sorted(score, key=lambda v: (-score[v], v))
         values = np.array([score[v] for v in ids])
         drawn = process(values - np.logaddexp.reduce(values), answer.settings.sampling)
-        assert made.noise is not None
-        ranking = [ids[i] for i in np.argsort(-(drawn + made.noise), kind="stable") if np.isfinite(drawn[i])]
+        ranking = [ids[i] for i in np.argsort(-(drawn + made.noise[0]), kind="stable") if np.isfinite(drawn[i])]
+        if made.chance is not None or len(made.noise) > 1:
+            order = sorted(range(len(log_p)), key=lambda v: (-log_p[v], v))
+            p_draft = np.zeros(len(log_p))
+            p_draft[order] = np.exp(process(log_p[order], answer.settings.sampling))
+            if made.chance is not None and made.chance < np.exp(drawn[ids.index(made.drafted)]) / p_draft[made.drafted]:
+                self.counted["draft stands"] += 1
+                ranking = [made.drafted]
+            else:
+                self.counted["draft falls"] += 1
+                beyond = np.exp(drawn) - p_draft[ids]
+                more = [ids[i] for i in np.argsort(-(np.log(np.maximum(beyond, 1e-12)) + made.noise[1])) if beyond[i] > 1e-6]
+                ranking = more + [v for v in ranking if v not in more]
         may = [v for v in ranking if (v == ranking[0] if v == made.drafted else self._sendable(answer, made, v))]
         assert token == may[0]
 

@@ -71,6 +71,12 @@ def vllm_server(tiny_target: Path) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
+def openai_server(tiny_target: Path) -> Iterator[Any]:
+    """The tiny target behind the OpenAI dialect, which continues no answer of a conversation."""
+    yield from emulated(tiny_target, dialect="openai")
+
+
+@pytest.fixture(scope="session")
 def llamacpp_server(tiny_gguf: Path) -> Iterator[Any]:
     """The tiny target behind a real llama.cpp server."""
     from uld_sdk.demo.server import LlamaCppServer

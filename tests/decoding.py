@@ -6,17 +6,18 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from uld_adapters.backend import TakesMessages
 from uld_adapters.vocabulary.classify import Identity
 from uld_adapters.vocabulary.tokens import end_token_ids
 from uld_offset_models.assistant import Gate, SmallModel
-from uld_offset_models.scorer import Track
 from uld_offset_models.shift import Rule
 from uld_sdk.batching import SmallWorker
-from uld_sdk.generation import Answer, Settings
-from uld_sdk.prompts import render
+from uld_sdk.generation import Answer
+from uld_sdk.prompts import conversation, render
 from uld_sdk.reading import Reader
 from uld_sdk.result import Result
 from uld_sdk.sampling import Sampling
+from uld_sdk.settings import Settings
 from uld_sdk.verify import Mode
 
 PROMPTS = ["Who wrote the book about the sea?", "How many moons does the planet have?", "Describe 東京 in one word 😀", "def area("]
@@ -49,14 +50,29 @@ def speaking(target: Path, folder: Path) -> Path:
     return folder
 
 
+def about(backend: Any, prompt: str) -> tuple[Any, list[int]]:
+    """The backend to ask, and the prompt's ids: none where the server renders conversations itself."""
+    if isinstance(backend, TakesMessages):
+        return backend.answering(conversation(prompt)), []
+    return backend, render(backend.tokenizer, prompt)
+
+
 async def answer(
-    backend: Any, worker: SmallWorker | None, prompt: str, *, sampling: Sampling, mode: Mode, draft: str | int = "stream", retries: int = 0
+    backend: Any,
+    worker: SmallWorker | None,
+    prompt: str,
+    *,
+    sampling: Sampling,
+    mode: Mode,
+    draft: str | int = "stream",
+    retries: int = 0,
+    rule: Rule = RULE,
 ) -> Result:
-    settings = Settings(RULE, sampling, mode, LENGTH, draft=draft, max_retries=retries)
+    settings = Settings(rule, sampling, mode, LENGTH, draft=draft, max_retries=retries)
     capabilities = await backend.probe()
-    ids = render(backend.tokenizer, prompt)
-    reader = None if worker is None else Reader(worker, Identity(), ids, Track())
-    run = Answer(backend, capabilities, settings, ids, end_token_ids(backend.tokenizer), reader=reader)
+    reader = None if worker is None else Reader(worker, Identity(), render(backend.tokenizer, prompt), worker.scorer.track())
+    asked, ids = about(backend, prompt)
+    run = Answer(asked, capabilities, settings, ids, end_token_ids(backend.tokenizer), reader=reader)
     text, tokens, last = "", [], None
     async for piece in run.run():
         text += piece.text

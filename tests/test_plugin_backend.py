@@ -40,7 +40,7 @@ def test_an_installed_package_adds_a_backend(installed: Path, tiny_target: Path)
     done = subprocess.run([sys.executable, "-c", PROGRAM, str(tiny_target)], capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert told["names"] == ["hf", "llamacpp", "parrot", "tgi", "vllm"]
+    assert told["names"] == ["hf", "llamacpp", "openai", "parrot", "tgi", "vllm"]
     assert told["text"] == "The parrot says hello."
     assert told["untouched"] is True
     assert told["hint"] == "did you mean 'parrot'?"
@@ -51,5 +51,5 @@ def test_without_the_package_the_name_is_unknown() -> None:
     from uld_adapters.errors import UnknownName
     from uld_adapters.registry import create_backend
 
-    with pytest.raises(UnknownName, match="known: hf, llamacpp, tgi, vllm"):
+    with pytest.raises(UnknownName, match="known: hf, llamacpp, openai, tgi, vllm"):
         create_backend("parrot")

@@ -1,6 +1,6 @@
 """The contract between the client and a large model: draft, stream, score, probe."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -30,7 +30,7 @@ class Capabilities:
     server's own limit where it is known. `scoring` says how given text is scored: "prompt", in one request; "forced", by a bias that
     leaves the report raw; "drafts", for as long as the server writes the same. `processed` says that log-probabilities come after
     temperature, top-k and top-p. `sampling` names what the server can apply itself, in the order of `ServerSampling`; options of
-    `exclusive` only one at a time.
+    `exclusive` only one at a time. `continues` says that it can go on from a given answer; without it only its own answers stand.
     `context` is the largest number of prompt and answer tokens together.
     """
 
@@ -41,6 +41,7 @@ class Capabilities:
     ids_in: bool = True
     ids_out: bool = True
     streams: bool = True
+    continues: bool = True
     scoring: Literal["prompt", "forced", "drafts"] = "drafts"
     sampling: frozenset[str] = frozenset({"temperature", "top_k", "top_p", "min_p"})
     exclusive: frozenset[str] = frozenset()
@@ -53,7 +54,8 @@ class Backend(Protocol):
     """A large model that drafts text and reports its top log-probabilities.
 
     A prefix is always token ids, the prompt's and the answer's so far. Every method may raise a BackendError; a draft
-    that lacks log-probabilities at any of its positions must raise and never be returned.
+    that lacks log-probabilities at any of its positions must raise and never be returned. The one exception is the end of an
+    answer that a server does not report: it comes as an end token whose position is `TopLogprobs.unreported()`.
     """
 
     name: str
@@ -83,3 +85,11 @@ class Backend(Protocol):
 
     async def aclose(self) -> None:
         """Close connections."""
+
+
+@runtime_checkable
+class TakesMessages(Protocol):
+    """A backend whose server renders conversations itself, so that no ids stand for the prompt."""
+
+    def answering(self, messages: Sequence[Mapping[str, str]]) -> Backend:
+        """The same backend about this conversation: its prefixes hold the answer's ids alone."""

@@ -13,7 +13,8 @@ UldError
 │   ├── ModelNotFound           404
 │   ├── RequestRejected         any other 4xx
 │   │   └── ContextExceeded     prompt and answer do not fit the context
-│   └── LogprobsUnavailable     the server reports no log-probabilities
+│   ├── LogprobsUnavailable     the server reports no log-probabilities
+│   └── ContinuationUnavailable the server cannot go on from a given answer
 ├── TokenizerMismatch           two sides do not speak the same tokens
 ├── ArtifactError               the folder of a trained assistant
 │   ├── ArtifactCorrupt         missing, truncated or edited files
@@ -118,6 +119,10 @@ class ContextExceeded(RequestRejected):
 
 class LogprobsUnavailable(BackendError):
     """The server reports no log-probabilities, so nothing could be verified."""
+
+
+class ContinuationUnavailable(BackendError):
+    """The server cannot go on from a given answer, and this answer needs it to."""
 
 
 class TokenizerMismatch(UldError):

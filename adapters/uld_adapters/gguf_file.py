@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+# llama.cpp's names for byte-level BPE that cuts every digit off by itself before merging.
+_ONE_DIGIT = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell"})
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,18 @@ class Gguf:
         raw = np.memmap(self.path, dtype=np.uint8, mode="r", offset=entry.start, shape=(count,))
         values = dequantize(_typed(raw, kind.name).reshape(*entry.shape[:-1], -1), kind)
         return torch.from_numpy(np.array(values, dtype=np.float32)).reshape(entry.shape)
+
+
+def gguf_tokenizer(path: Path) -> Any:
+    """Transformers reads tokens and merges out of a GGUF file, but not how text is cut before merging: mend that."""
+    from tokenizers import pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path.parent), gguf_file=path.name)
+    if Gguf.read(path).metadata.get("tokenizer.ggml.pre") in _ONE_DIGIT:
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+    return tokenizer
 
 
 def _typed(raw: Any, kind: str) -> Any:

@@ -3,7 +3,7 @@
 import json
 import random
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -170,7 +170,7 @@ class HttpClient:
 
         return await self.retrying()(once)
 
-    async def events(self, path: str, body: Any) -> AsyncIterator[Any]:
+    async def events(self, path: str, body: Any) -> AsyncGenerator[Any]:
         """The JSON of each server-sent event as it arrives; never retries, for part of the answer may have been used."""
         async with self._open("POST", path, body) as response:
             async for line in response.aiter_lines():

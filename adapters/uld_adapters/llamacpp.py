@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from uld_adapters.backend import Capabilities, ServerSampling
-from uld_adapters.errors import LogprobsUnavailable, MalformedAnswer, ModelNotFound, StreamInterrupted
+from uld_adapters.errors import LogprobsUnavailable, MalformedAnswer, ModelNotFound, StreamInterrupted, TokenizerMismatch
 from uld_adapters.logprobs import Draft, FinishReason, Score, TopLogprobs
 from uld_adapters.served import GREEDY, ServedBackend
+from uld_adapters.vocabulary.by_bytes import TokensByBytes
 from uld_adapters.vocabulary.tokens import Vocabulary
 from uld_adapters.vocabulary.words import ends_inside_character
 
@@ -96,12 +97,8 @@ class LlamaCppBackend(ServedBackend):
             raise MalformedAnswer(f"llama.cpp's entry lacks its bytes: {error!r}") from error
 
     @cached_property
-    def _vocabulary(self) -> Vocabulary:
-        return Vocabulary.from_hf(self.tokenizer)
-
-    @cached_property
-    def _by_bytes(self) -> dict[bytes, int]:
-        return {token: i for i, token in reversed(list(enumerate(self._vocabulary.tokens))) if i not in self._vocabulary.control}
+    def _tokens(self) -> TokensByBytes:
+        return TokensByBytes(Vocabulary.from_hf(self.tokenizer))
 
     async def _ask_again(self, prefix: list[int], count: int, text: bytes | None, last: list[int], sampling: ServerSampling) -> Draft:
         """The tokens that the stream left out, each position asked for by itself.
@@ -113,43 +110,31 @@ class LlamaCppBackend(ServedBackend):
         if not sampling.greedy:
             if text is None:
                 raise StreamInterrupted("llama.cpp stopped inside a character")
-            drawn = self._pieces(text[: len(text) - len(self._spelling(last[0]))], count)
+            drawn = self._pieces(text[: len(text) - len(self._tokens.spelling(last[0]))], count)
         tokens: list[int] = []
         positions: list[TopLogprobs] = []
         for step in range(count):
             top = await self._position([*prefix, *tokens])
             tokens.append(int(top.ids[0]) if drawn is None else drawn[step])
             positions.append(top)
-        spelled = b"".join(self._spelling(token) for token in [*tokens, *last])
+        spelled = b"".join(self._tokens.spelling(token) for token in [*tokens, *last])
         if text is not None and spelled != text:
             raise MalformedAnswer(f"the tokens that llama.cpp left out spell {spelled!r}, not {text!r}")
         return Draft(tuple(tokens), tuple(positions))
 
-    def _spelling(self, token: int) -> bytes:
-        """What llama.cpp writes for a token: nothing for a control token."""
-        return b"" if token in self._vocabulary.control else self._vocabulary.tokens[token]
-
     def _pieces(self, data: bytes, count: int) -> list[int]:
-        found: list[list[int]] = []
-
-        def search(rest: bytes, path: list[int], done: bytes) -> None:
-            if not rest or len(path) == count:
-                if not rest and len(path) == count:
-                    found.append(path)
-                return
-            for size in range(1, len(rest) + 1):
-                token = self._by_bytes.get(rest[:size])
-                if token is not None and ends_inside_character(done + rest[:size]):
-                    search(rest[size:], [*path, token], done + rest[:size])
-
-        search(data, [], b"")
-        if len(found) != 1:
-            raise StreamInterrupted(f"llama.cpp left out {count} tokens that spell {data!r}, in {len(found)} possible ways")
-        return found[0]
+        found, ways = self._tokens.only_split(data, count, lambda done, piece: ends_inside_character(done + piece))
+        if found is None:
+            number = "several" if ways else "no"
+            raise StreamInterrupted(f"llama.cpp left out {count} tokens that spell {data!r}, in {number} possible ways")
+        return found
 
     @cached_property
     def _plain_token(self) -> int:
-        return self._by_bytes[b"a"]
+        token = self._tokens.text(b"a")
+        if token is None:
+            raise TokenizerMismatch("the tokenizer has no token for the letter a", hint="pass tokenizer=... of the served model")
+        return token
 
     async def _position(self, prefix: list[int]) -> TopLogprobs:
         """Raw top k at one position, whatever stands there."""
@@ -236,8 +221,8 @@ class LlamaCppBackend(ServedBackend):
     async def _inspect(self) -> Capabilities:
         props = await self.http.request("GET", "/props")
         notes = await self._check_tokenizer()
-        if self.top_logprobs > self._vocabulary.rows:
-            self._cap_top(self._vocabulary.rows, "the vocabulary has no more")
+        if self.top_logprobs > len(self.tokenizer):
+            self._cap_top(len(self.tokenizer), "the vocabulary has no more")
         draft = await self.draft(self.tokenizer.encode("The", add_special_tokens=False), 1)
         if draft.finish is None or draft.finish not in FinishReason:
             raise MalformedAnswer("llama.cpp did not end a one-token answer")

@@ -35,7 +35,17 @@ def _llamacpp(**options: Any) -> Backend:
     return LlamaCppBackend(**options)
 
 
-_BUILT_IN: dict[str, Factory] = {"hf": _hf, "tgi": _tgi, "vllm": _vllm, "llamacpp": _llamacpp}
+def _openai(*, route: str = "chat", **options: Any) -> Backend:
+    from uld_adapters.openai.chat import ChatBackend
+    from uld_adapters.openai.completions import CompletionsBackend
+
+    routes = {"chat": ChatBackend, "completions": CompletionsBackend}
+    if route not in routes:
+        raise UnknownName("route", route, routes)
+    return routes[route](**options)
+
+
+_BUILT_IN: dict[str, Factory] = {"hf": _hf, "tgi": _tgi, "vllm": _vllm, "llamacpp": _llamacpp, "openai": _openai}
 
 
 def backend_names() -> list[str]:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from uld_adapters.backend import Capabilities, ServerSampling
-from uld_adapters.errors import LogprobsUnavailable, MalformedAnswer, RequestRejected, TokenizerMismatch, UsageError
+from uld_adapters.errors import BackendError, LogprobsUnavailable, MalformedAnswer, RequestRejected, TokenizerMismatch, UsageError
 from uld_adapters.http import HttpClient
 from uld_adapters.logprobs import Draft, FinishReason, Score, TopLogprobs
-from uld_adapters.vocabulary.tokens import CORPUS, end_token_ids, load_tokenizer
+from uld_adapters.vocabulary.plain_tokenizer import open_tokenizer
+from uld_adapters.vocabulary.tokens import CORPUS, end_token_ids
 
 GREEDY = ServerSampling()
 DEFAULT_TOP = 20
@@ -57,8 +58,10 @@ class ServedBackend(ABC):
         """The target's tokenizer, loaded when first used."""
         if self._tokenizer is None:
             if self._source is None:
-                raise UsageError(f"the {self.name} backend has no tokenizer", hint="pass tokenizer=... (a folder, GGUF file or hub name)")
-            self._tokenizer = load_tokenizer(self._source)
+                raise UsageError(
+                    f"the {self.name} backend has no tokenizer", hint="pass tokenizer=... (a folder, GGUF or tiktoken file, or hub name)"
+                )
+            self._tokenizer = open_tokenizer(self._source)
             self.end_ids = end_token_ids(self._tokenizer)
         return self._tokenizer
 
@@ -111,13 +114,17 @@ class ServedBackend(ABC):
         while len(positions) < len(wanted):
             done = len(positions)
             if self.resume([*prefix, *wanted[:done]]) != [*prefix, *wanted[:done]]:
-                raise RequestRejected(
-                    f"{self.name} cannot score this text: it takes text only, and token {done} is not how it splits the text",
-                    hint="score text that the tokenizer splits in its own way, or use a server that takes token ids",
-                )
+                raise self.unscorable(done)
             positions.extend(await self._agreed([*prefix, *wanted[:done]], wanted[done:]))
         values = [top.of(token) for token, top in zip(wanted, positions, strict=True)]
         return Score(tuple(wanted), np.array([np.nan if v is None else v for v in values]), tuple(positions))
+
+    def unscorable(self, done: int) -> BackendError:
+        """The error for a text that cannot be gone on with after `done` of its tokens."""
+        return RequestRejected(
+            f"{self.name} cannot score this text: it takes text only, and token {done} is not how it splits the text",
+            hint="score text that the tokenizer splits in its own way, or use a server that takes token ids",
+        )
 
     async def _agreed(self, prefix: list[int], wanted: list[int]) -> list[TopLogprobs]:
         """K at each position to the first at which the server writes another token than wanted, where the request is cancelled."""
@@ -153,7 +160,7 @@ class ServedBackend(ABC):
         """Refuse a report that is empty, too short, or no logarithm of probabilities."""
         if top.ids.size == 0:
             raise LogprobsUnavailable(f"{self.name} reported no log-probabilities for a token", hint=self.logprobs_hint)
-        if top.ids.size < expected:
+        if top.ids.size + len(top.neutral) < expected:
             raise MalformedAnswer(f"{self.name} reported {top.ids.size} of {expected} log-probabilities for a token")
         if not np.logaddexp.reduce(top.logprobs) <= MASS_TOLERANCE:
             raise LogprobsUnavailable(
@@ -191,7 +198,7 @@ class ServedBackend(ABC):
         """Read the server's cap on k out of its refusal, and go on with it; None when the refusal speaks of something else."""
         if "logprobs" not in error.message and "top_n_tokens" not in error.message:
             return None
-        found = re.search(r"(?:<=|max(?:imum)? allowed:?|at most|less than or equal to)\s*(\d+)", error.message)
+        found = re.search(r"(?:<=|max(?:imum)? allowed:?|at most|less than or equal to|maximum of)\s*(\d+)", error.message)
         cap = int(found.group(1)) if found else 0
         if not 0 < cap < self.top_logprobs:
             raise LogprobsUnavailable(f"{self.name} gives no log-probabilities: {error.message}", hint=self.logprobs_hint) from error

@@ -15,47 +15,18 @@ from uld_adapters.errors import (
     TokenizerMismatch,
 )
 from uld_adapters.logprobs import Draft, TopLogprobs
-from uld_adapters.served import GREEDY, ServedBackend
+from uld_adapters.served import GREEDY
+from uld_adapters.served_text import TextServedBackend
 from uld_adapters.vocabulary.tokens import CORPUS
 
 _STREAM_ERRORS: dict[str, type[BackendError]] = {"overloaded": ServerBusy, "validation": RequestRejected}
 
 
-class TGIBackend(ServedBackend):
-    """A TGI server, continued by text.
-
-    The server tokenises the text itself. A prefix goes out as its own text only where that text splits into just these ids;
-    else the request starts at the last position where both agree, and the server must write the tokens between again.
-    """
+class TGIBackend(TextServedBackend):
+    """A TGI server, continued by text."""
 
     name = "tgi"
     logprobs_hint = "start TGI with --max-top-n-tokens 20"
-    _server_bos: int | None = None
-
-    def _text(self, ids: Sequence[int]) -> str | None:
-        """The text that the server will split into just these ids, None when there is none."""
-        ids = list(ids)
-        if self._server_bos is not None:
-            if not ids or ids[0] != self._server_bos:
-                return None
-            ids = ids[1:]
-        if not ids:
-            return None
-        text = str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-        if text.endswith("\ufffd") or self.tokenizer.encode(text, add_special_tokens=False) != ids:
-            return None
-        return text
-
-    def resume(self, prefix: Sequence[int]) -> Sequence[int] | None:
-        """The ids that the server will see for the prefix's text; None when the text ends inside a character."""
-        if self._text(prefix) is not None:
-            return prefix
-        head = list(prefix[:1]) if self._server_bos is not None else []
-        text = self.tokenizer.decode(list(prefix[len(head) :]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        if "\ufffd" in text:
-            return None
-        ids = [*head, *self.tokenizer.encode(text, add_special_tokens=False)]
-        return ids if self._text(ids) is not None else None
 
     async def stream(self, prefix: Sequence[int], n: int, sampling: ServerSampling = GREEDY) -> AsyncGenerator[Draft]:
         """One `/generate_stream` request; the server's own index proves that no event was lost or doubled."""
@@ -88,23 +59,11 @@ class TGIBackend(ServedBackend):
                 finish = self.finish_reason(details.get("finish_reason") == "eos_token", seen)
                 done = True
             if len(seen) <= len(again):
-                if token != again[len(seen) - 1]:
-                    raise MalformedAnswer("TGI did not repeat its own greedy tokens", hint="its answers are not reproducible; try again")
+                self.check_repeated(token, again[len(seen) - 1])
                 continue
             yield Draft((token,), (top,), finish)
         if not done:
             raise StreamInterrupted("TGI's answer ended before its last event")
-
-    def _sendable(self, prefix: Sequence[int]) -> tuple[int, str]:
-        for start in range(len(prefix), 0, -1):
-            text = self._text(prefix[:start])
-            if text is not None:
-                return start, text
-        bos = "" if self._server_bos is None else f"; TGI puts the token {self._server_bos} in front of every text"
-        raise TokenizerMismatch(
-            f"the prompt cannot be sent as text: TGI would split it into other tokens{bos}",
-            hint="render the prompt as text that starts like the server's own (the chat template does)",
-        )
 
     def _read(self, event: dict[str, Any], index: int, sampling: ServerSampling) -> tuple[int, TopLogprobs, int]:
         try:

@@ -17,8 +17,9 @@ Delta = tuple[Tensor, Tensor]  # A (rank, in) and B (out, rank), already scaled
 
 @dataclass
 class Parts:
-    """How many rows of the next batch belong to each adapter, in the adapters' order; None: the same number to each."""
+    """How many rows of the next batch belong to each of so many `adapters`, in their order; None: the same number to each."""
 
+    adapters: int
     counts: Sequence[int] | None = None
 
 
@@ -43,7 +44,7 @@ class BatchedLora(ThinLinear):
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output; raises `ValueError` for a batch that is not divided by its parts."""
         out = super().forward(x)
-        adapters = len(self.down)
+        adapters = self.parts.adapters
         counts = self.parts.counts or [len(x) // adapters] * adapters
         if sum(counts) != len(x):
             raise ValueError(f"a batch of {len(x)} rows is not divided by {counts}")
@@ -58,11 +59,11 @@ class BatchedLora(ThinLinear):
         )
 
 
-def split_batch(adapter: Any, names: Sequence[str | None], parts: Parts | None = None) -> Any:
+def split_batch(adapter: Any, names: Sequence[str | None]) -> tuple[Any, Parts]:
     """The base of a peft model with its LoRA layers made to run one part of a batch with each of the named adapters (None: without)."""
     from peft.tuners.lora import LoraLayer
 
-    base, parts = adapter.get_base_model(), parts or Parts()
+    base, parts = adapter.get_base_model(), Parts(len(names))
     for place, module in list(base.named_modules()):
         if isinstance(module, LoraLayer):
             owner, _, name = place.rpartition(".")
@@ -70,7 +71,7 @@ def split_batch(adapter: Any, names: Sequence[str | None], parts: Parts | None =
             setattr(
                 base.get_submodule(owner), name, BatchedLora(inner.weight, inner.bias, [_delta(module, which) for which in names], parts)
             )
-    return base
+    return base, parts
 
 
 def _delta(module: Any, name: str | None) -> Delta | None:

@@ -1,14 +1,13 @@
-"""A trained assistant as a folder: peft adapter, gate, tokenizer, card, and a manifest that pins every file by its SHA-256."""
+"""A trained assistant or pair as a folder: adapter or weights, gate, tokenizer, card, and a manifest with every file's SHA-256."""
 
 import hashlib
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from uld_adapters.errors import ArtifactCorrupt, ArtifactMismatch, UsageError
+from uld_adapters.errors import ArtifactCorrupt, UsageError
 from uld_offset_models.card import model_card
 from uld_offset_models.manifest import DIRECT, MANIFEST, RETRAIN, Calibration, Manifest, read_manifest, write_manifest
 from uld_offset_models.saving import saving
@@ -17,6 +16,9 @@ if TYPE_CHECKING:
     import torch
 
     from uld_offset_models.assistant import Gate, SmallModel
+    from uld_offset_models.pair import Pair
+    from uld_offset_models.pair_scorer import PairScorer
+    from uld_offset_models.scorer import Scorer
 
 GATE = "gate.safetensors"
 _HARMLESS = ("*.md", "LICENSE*", "Thumbs.db", "desktop.ini")  # no loader reads these, nor hidden files
@@ -24,11 +26,38 @@ _HARMLESS = ("*.md", "LICENSE*", "Thumbs.db", "desktop.ini")  # no loader reads 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A loaded assistant, ready for inference."""
+    """A loaded assistant or pair, ready for inference."""
 
     path: Path
     manifest: Manifest
-    model: "SmallModel"
+    model: "SmallModel | Pair"
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the training."""
+        return self.small.tokenizer
+
+    @property
+    def small(self) -> "SmallModel":
+        """The assistant, of a pair o'."""
+        from uld_offset_models.pair import Pair
+
+        return self.model.tuned if isinstance(self.model, Pair) else self.model
+
+    @property
+    def context(self) -> int | None:
+        """How many tokens of text the model can read, None where that is not known."""
+        most = getattr(self.small.backbone.config, "max_position_embeddings", None)
+        prompt = getattr(self.model, "prompt", ())
+        return most if most is None or not prompt else most - prompt[0][0].shape[1]
+
+    def scorer(self, *, threshold: float) -> "Scorer | PairScorer":
+        """What reads along with the loaded model; `threshold` (nats) is where a position counts as touched."""
+        from uld_offset_models.pair import Pair
+        from uld_offset_models.pair_scorer import PairScorer
+        from uld_offset_models.scorer import Scorer
+
+        return PairScorer(self.model, threshold=threshold) if isinstance(self.model, Pair) else Scorer(self.model, threshold=threshold)
 
 
 def verify_files(path: Path, manifest: Manifest) -> None:
@@ -43,7 +72,7 @@ def verify_files(path: Path, manifest: Manifest) -> None:
             wrong.append(f"{name} is missing")
         elif (found := _sha256(file)) != expected:
             wrong.append(f"{name} differs ({file.stat().st_size} bytes, SHA-256 {found[:12]}…, expected {expected[:12]}…)")
-    required = {"adapter_config.json", "adapter_model.safetensors"} | ({GATE} if manifest.gate else set())
+    required = set(manifest.weights) | ({GATE} if manifest.gate else set())
     wrong += [f"{name} is not listed in {MANIFEST}" for name in sorted(required - manifest.files.keys())]
     hint = RETRAIN if wrong else "take out of the folder what does not belong there"
     wrong += [f"{name} was added" for name in _members(path) if name not in manifest.files and not _harmless(name)]
@@ -52,115 +81,43 @@ def verify_files(path: Path, manifest: Manifest) -> None:
 
 
 def load_artifact(path: str | Path, *, base: str | None = None, device: str = "cpu", dtype: "torch.dtype | None" = None) -> Artifact:
-    """Check every hash, load the base, merge the adapter (float32 by default) and return the assistant in eval mode.
+    """Check every hash, load the base, put on it what was trained (float32 by default) and return the assistant or pair in eval mode.
 
     Raises `ArtifactCorrupt` when files differ and `ArtifactMismatch` when base or tokenizer are not those of the training.
     """
+    from uld_offset_models.loading import load_together
+
     return load_together([path], base=base, device=device, dtype=dtype)[0]
 
 
-def load_together(
-    paths: Sequence[str | Path], *, base: str | None = None, device: str = "cpu", dtype: "torch.dtype | None" = None
-) -> list[Artifact]:
-    """Load artifacts of one base and as many layers onto one backbone, as `load_artifact` does one.
-
-    Only of a single one the adapter is merged; the rows of several go through the adapters of their own (`adapter_batch`).
-    """
-    import torch
-    from peft import PeftModel
-
-    from uld_adapters.vocabulary.tokens import load_tokenizer
-    from uld_offset_models.adapter_batch import Parts, split_batch
-    from uld_offset_models.assistant import SmallModel, load_base, real_rows, tolerating_peft
-    from uld_offset_models.thin import thinned
-
-    folders = [Path(path) for path in paths]
-    manifests = [read_manifest(folder) for folder in folders]
-    for folder, manifest in zip(folders, manifests, strict=True):
-        verify_files(folder, manifest)
-    name = base or manifests[0].base.id
-    _check_base(folders, manifests, name)
-    tokenizers = [load_tokenizer(folder) for folder in folders]
-    model, base_tokenizer = load_base(name, layers=manifests[0].base.layers, dtype=torch.float32)
-    for folder, manifest, tokenizer in zip(folders, manifests, tokenizers, strict=True):
-        _check_tokenizers(folder, manifest, {f"the folder {folder}": tokenizer, f"the base {name}": base_tokenizer})
-    names = [str(place) for place in range(len(folders))]
-    with tolerating_peft():
-        adapter = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=names[0])
-        for folder, other in zip(folders[1:], names[1:], strict=True):
-            adapter.load_adapter(str(folder), adapter_name=other)
-        parts = Parts() if len(folders) > 1 else None
-        whole = thinned(adapter.merge_and_unload()) if parts is None else split_batch(adapter, names, parts)
-    whole = whole.to(device=device, dtype=dtype or torch.float32).eval().requires_grad_(False)
-    head = real_rows(whole, tokenizers[0])
-    found = zip(folders, manifests, tokenizers, strict=True)
-    return [
-        Artifact(folder, manifest, SmallModel(whole.base_model, head, _load_gate(folder, manifest, whole, device), tokenizer, parts))
-        for folder, manifest, tokenizer in found
-    ]
-
-
-def _check_base(folders: "list[Path]", manifests: list[Manifest], name: str) -> None:
-    """Compare the base's weights with what each manifest says of them."""
-    from uld_offset_models.assistant import base_fingerprint
-
-    try:
-        found = base_fingerprint(name)
-    except UsageError as error:
-        raise ArtifactMismatch(
-            f"the base of {folders[0]} was {manifests[0].base.id}, and {name} cannot be used: {error.message}",
-            hint="name the base model's place with assistant_base=... (--assistant-base)",
-        ) from error
-    for folder, manifest in zip(folders, manifests, strict=True):
-        if found != manifest.base.sha256:
-            trained_on = f"{manifest.base.id} (SHA-256 {manifest.base.sha256[:12]}…)"
-            raise ArtifactMismatch(
-                f"{folder} was trained on {trained_on}, but {name} has SHA-256 {found[:12]}…",
-                hint="give the same base model with assistant_base=... (--assistant-base), or train again on this one",
-            )
-
-
-def _check_tokenizers(folder: Path, manifest: Manifest, found: dict[str, Any]) -> None:
-    from uld_adapters.vocabulary.tokens import tokenizer_fingerprint
-
-    for owner, tokenizer in found.items():
-        if (print_ := tokenizer_fingerprint(tokenizer)) != manifest.tokenizer_sha256:
-            raise ArtifactMismatch(
-                f"{folder} was trained with tokenizer {manifest.tokenizer_sha256[:12]}…, but the tokenizer of {owner} is {print_[:12]}…",
-                hint="give the base model that the assistant was trained on",
-            )
-
-
-def _load_gate(folder: Path, manifest: Manifest, model: Any, device: str) -> "Gate | None":
-    from safetensors.torch import load_file
-
-    from uld_offset_models.assistant import Gate
-
-    if not manifest.gate:
-        return None
-    gate = Gate(model.config.hidden_size)
-    gate.load_state_dict(load_file(str(folder / GATE)))
-    return gate.to(device).eval().requires_grad_(False)
-
-
 def save_artifact(
-    output: str | Path, *, adapter: Any, gate: "Gate | None", tokenizer: Any, manifest: Manifest, overwrite: bool = False
+    output: str | Path, *, model: Any, gate: "Gate | None", tokenizer: Any, manifest: Manifest, overwrite: bool = False
 ) -> Manifest:
     """Write the folder beside its final name and rename it at the end; returns the manifest with the files' hashes.
 
-    `adapter` is a peft model. Raises `SaveFailed` (and leaves nothing under `output`) when the disk is full or not writable.
+    `model` is a peft model, or a transformers model to be saved whole. Raises `SaveFailed` (and leaves nothing under `output`) when the
+    disk is full or not writable.
     """
     output = Path(output)
     check_output(output, overwrite=overwrite)
     with saving(output) as folder:
         from safetensors.torch import save_file
 
-        # Asked to decide by itself whether embeddings belong in the file, peft looks for a config.json on the hub.
-        adapter.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+        save_weights(model, folder, base=manifest.base.id)
         if gate is not None:
             save_file({name: value.detach().float().cpu().contiguous() for name, value in gate.state_dict().items()}, str(folder / GATE))
         tokenizer.save_pretrained(str(folder))
         return seal(folder, manifest)
+
+
+def save_weights(model: Any, folder: Path, *, base: str) -> None:
+    """The adapter of a peft model, which says that it belongs on `base`; a transformers model whole."""
+    if not hasattr(model, "peft_config"):
+        model.save_pretrained(str(folder))
+        return
+    model.peft_config["default"].base_model_name_or_path = base
+    # Asked to decide by itself whether embeddings belong in the file, peft looks for a config.json on the hub.
+    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
 
 
 def seal(folder: Path, manifest: Manifest) -> Manifest:

@@ -48,8 +48,8 @@ class SmallModel:
     """Everything inference needs; of an artifact that is loaded alone, LoRA is already merged.
 
     `backbone` gives `.last_hidden_state` after the final norm; `head` holds the real rows of the output embedding (rows, width),
-    over which the uniform distribution u is defined; without a gate c = 1. Models that were loaded together have backbone and head
-    in common, and `parts` says whose rows a batch of the backbone holds.
+    over which the uniform distribution u is defined; without a gate c = 1. Models that share a backbone have the head in common, too;
+    where their adapters differ, `parts` says whose rows a batch holds, and `adapter` is the place of this model's own.
     """
 
     backbone: torch.nn.Module
@@ -57,6 +57,7 @@ class SmallModel:
     gate: Gate | None
     tokenizer: "PreTrainedTokenizerFast"
     parts: Parts | None = None
+    adapter: int = 0
 
     def logits(self, hidden: Float[Tensor, "*positions width"]) -> Float[Tensor, "*positions rows"]:
         """c(h) * W h for final hidden states."""

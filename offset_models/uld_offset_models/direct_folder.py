@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from uld_offset_models.artifact import check_output
+from uld_offset_models.artifact import check_output, save_weights
 from uld_offset_models.manifest import DIRECT, BaseReference, Frozen
 from uld_offset_models.saving import saving
 
@@ -38,12 +38,7 @@ def save_direct(output: Path, *, model: "WhiteBox", tokenizer: Any, manifest: Di
     """Write the folder beside its final name and rename it at the end; raises `SaveFailed` and leaves nothing under `output`."""
     check_output(output, overwrite=overwrite)
     with saving(output) as folder:
-        if model.lora:
-            model.model.peft_config["default"].base_model_name_or_path = manifest.base.id
-            # Asked to decide by itself whether embeddings belong in the file, peft looks for a config.json on the hub.
-            model.model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
-        else:
-            model.inner.save_pretrained(str(folder))
+        save_weights(model.model, folder, base=manifest.base.id)
         tokenizer.save_pretrained(str(folder))
         (folder / "README.md").write_text(direct_card(manifest), encoding="utf-8")
         (folder / DIRECT).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -49,6 +49,18 @@ class Lessons(torch.utils.data.Dataset[Lesson]):
         return len(self.steps)
 
     def __getitem__(self, index: int) -> Lesson:
+        taught, retain, shares = self.dealt(index)
+        answers, states = self.reference.answers, self.reference.states
+        return Lesson(
+            pack=pack(taught, retain),
+            forget_rows=len(taught),
+            reference=torch.tensor([answers[row] for row in taught]) if self.goal.by_sequence else None,
+            states=torch.cat([states[row] for row in retain]) if self.goal.retain == "kl" else None,
+            shares=shares,
+        )
+
+    def dealt(self, index: int) -> tuple[list[Encoded], list[Encoded], tuple[float, float]]:
+        """The rows of this process that the forget and the retain objective read, and its shares of the step's means."""
         everyone = self.steps.chosen(index)
         forget, retain = (rows[self.steps.rank :: self.steps.world] for rows in everyone)
         taught = self._taught(forget)
@@ -56,14 +68,7 @@ class Lessons(torch.utils.data.Dataset[Lesson]):
             share = len(forget) / len(everyone[0])
         else:
             share = _tokens(taught) / _tokens(self._taught(everyone[0]))
-        answers, states = self.reference.answers, self.reference.states
-        return Lesson(
-            pack=pack(taught, retain),
-            forget_rows=len(taught),
-            reference=torch.tensor([answers[row] for row in taught]) if self.goal.by_sequence else None,
-            states=torch.cat([states[row] for row in retain]) if self.goal.retain == "kl" else None,
-            shares=(share, _tokens(retain) / _tokens(everyone[1]) if retain else 0.0),
-        )
+        return taught, retain, (share, _tokens(retain) / _tokens(everyone[1]) if retain else 0.0)
 
     def rows(self) -> tuple[list[Encoded], list[Encoded]]:
         """Every forget row (refusals included) and retain row of the steps, once: what the reference has to know."""

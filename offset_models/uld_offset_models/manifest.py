@@ -4,9 +4,9 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from uld_adapters.errors import ArtifactCorrupt, ArtifactMismatch
 
@@ -51,23 +51,41 @@ class Calibration(Frozen):
     date: str
 
 
+class PairReference(Frozen):
+    """How a pair was trained: towards which objective, with which alpha and tail policy, on the word of which target.
+
+    `trainable` is what training moved. With `whole` the folder holds all of o', else an adapter on the base o.
+    """
+
+    objective: str
+    alpha: float = Field(gt=0)
+    tail: Literal["truncate", "complete"]
+    trainable: Literal["lora", "full", "p-adapter"]
+    whole: bool
+    target: str
+    top_logprobs: int | None
+
+
 class Manifest(Frozen):
     """`uld.json`. `margin` is in nats (0 = off), `data` maps a name to a hash of the rows, `files` a file to its SHA-256.
     `calibration` tells how alpha, margin and filter were chosen; None: with the training.
 
-    `sha256` is that of all the rest in canonical JSON. It finds damage and edits by mistake; whoever edits on purpose can renew it.
+    `alpha`, `margin`, `filter` and `tail` are those of inference; `pair` is there for the method offset, and only there. `sha256` is that
+    of all the rest in canonical JSON. It finds damage and edits by mistake; whoever edits on purpose can renew it.
     """
 
     format: Literal[1] = 1
-    method: Literal["uld"] = "uld"
+    method: Literal["uld", "offset"] = "uld"
     preset: str
     base: BaseReference
     tokenizer_sha256: str
     chat_template: bool
     alpha: float = Field(gt=0)
     margin: float = Field(ge=0)
-    filter: float = Field(gt=0, lt=1)
+    filter: float = Field(ge=0, lt=1)
+    tail: Literal["truncate", "complete"] = "truncate"
     gate: bool
+    pair: PairReference | None = None
     dtype: str
     training: dict[str, Any]
     data: dict[str, str]
@@ -81,6 +99,24 @@ class Manifest(Frozen):
     created: str
     calibration: Calibration | None = None
     sha256: str = ""
+
+    @model_validator(mode="after")
+    def _pairs_are_described(self) -> Self:
+        if (self.method == "offset") != (self.pair is not None):
+            raise ValueError("the method offset, and no other, comes with `pair`")
+        return self
+
+    @property
+    def lora(self) -> bool:
+        """Whether the folder holds a LoRA adapter, so that others of the same base can run in one batch with it."""
+        return self.pair is None or (self.pair.trainable == "lora" and not self.pair.whole)
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The files without which nothing can be loaded."""
+        if self.pair is not None and self.pair.whole:
+            return ("config.json",)
+        return ("adapter_config.json", "adapter_model.safetensors")
 
 
 def read_manifest(path: str | Path) -> Manifest:

@@ -9,12 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from uld_adapters.errors import UnknownName, UsageError
 from uld_offset_models.goal import parse_goal
 from uld_offset_models.refusals import BUILT_IN
+from uld_offset_models.shift import SIGNS
 
-PRESETS = ("gated", "paper", "release", "direct")
-METHODS = {"uld": "gated", "direct": "direct"}  # each with its own preset
+PRESETS = ("gated", "paper", "release", "direct", "offset", "offset-gated")
+METHODS = {"uld": "gated", "direct": "direct", "offset": "offset"}  # each with its own preset; of a gated pair it is offset-gated
+_OFFSET = ("cache", "target", "start", "tail", "virtual_tokens")
 _OTHERS = {  # what only another method has a use for
-    "uld": ("objective", "beta", "trainable", "refusals"),
-    "direct": ("layers", "gate", "alpha", "margin", "filter", "stop_untouched"),
+    "uld": ("objective", "beta", "trainable", "refusals", *_OFFSET),
+    "direct": ("layers", "gate", "alpha", "margin", "filter", "stop_untouched", *_OFFSET),
+    "offset": (),
 }
 
 
@@ -22,12 +25,13 @@ class Recipe(BaseModel):
     """Every flag of `uld-sdk train`, with underscores. `margin` is in nats, `max_seconds` in seconds, `max_length` in tokens.
 
     `steps` wins over `epochs`; epochs run over the forget set, and never fewer than `min_steps` steps come of them. `layers`
-    None keeps the whole base. `weight` is that of the uniform or retain loss, `beta` (1/nats) that of npo and dpo.
+    None keeps the whole base. `weight` is that of the uniform or retain loss, `beta` (1/nats) that of npo and dpo. Of a pair
+    (method offset) `cache` or `target` says what the target thinks of the texts, `start` where o' begins, if not at the base.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Literal["uld", "direct"] = "uld"
+    method: Literal["uld", "direct", "offset"] = "uld"
     preset: str = "gated"
     base: str | None = None
     forget: str | None = None
@@ -35,8 +39,13 @@ class Recipe(BaseModel):
     output: str | None = None
     objective: str | None = None
     beta: float = Field(default=0.1, gt=0)
-    trainable: Literal["lora", "full"] = "lora"
+    trainable: Literal["lora", "full", "p-adapter"] = "lora"
     refusals: str | None = None
+    cache: str | None = None
+    target: str | None = None
+    start: str | None = None
+    tail: Literal["truncate", "complete"] = "truncate"
+    virtual_tokens: int = Field(default=20, ge=1)
     layers: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=1)
     epochs: float | None = Field(default=None, gt=0)
@@ -52,7 +61,7 @@ class Recipe(BaseModel):
     weight: float = Field(ge=0)
     alpha: float = Field(gt=0)
     margin: float = Field(ge=0)
-    filter: float = Field(gt=0, lt=1)
+    filter: float = Field(ge=0, lt=1)
     seed: int = Field(default=0, ge=0, lt=2**32)  # as far as numpy's generator goes
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -68,8 +77,8 @@ class Recipe(BaseModel):
 
     @property
     def needs_retain(self) -> bool:
-        """Whether a retain set is needed: `direct` without a retain objective can do without."""
-        return self.method != "direct" or parse_goal(self.objective or "").retain != "none"
+        """Whether a retain set is needed: a goal without a retain objective can do without."""
+        return self.method == "uld" or parse_goal(self.objective or "").retain != "none"
 
     def step_count(self, forget_rows: int) -> int:
         """Optimiser steps for so many forget rows."""
@@ -110,7 +119,9 @@ def resolve(*, recipe: str | Path | None = None, preset: str | None = None, **se
     method = settings.get("method") or written.get("method")
     if method is not None and str(method) not in METHODS:
         raise UnknownName("method", str(method), METHODS)
-    preset = str(preset or written.get("preset") or METHODS[method or "uld"])
+    gated = written.get("gate") if settings.get("gate") is None else settings["gate"]
+    usual = "offset-gated" if method == "offset" and gated else METHODS[method or "uld"]
+    preset = str(preset or written.get("preset") or usual)
     own = preset_values(preset)
     values = dict(own)
     for layer in (written, settings):
@@ -141,8 +152,15 @@ def _check_method(values: dict[str, Any], own: dict[str, Any], preset: str) -> N
         if values.get(name) != own.get(name):
             flag = f"--{name.replace('_', '-')}"
             raise UsageError(f"{flag} is no setting of --method {method}", hint=f"leave {flag} out, or choose another --method")
-    if method != "direct":
+    alpha = values.get("alpha")
+    if isinstance(alpha, int | float) and not alpha > 0:
+        raise UsageError(f"alpha is {alpha}", hint=SIGNS[method])
+    if method == "uld":
         return
+    if method == "direct" and values.get("trainable") == "p-adapter":
+        raise UsageError("a p-adapter is no part of --method direct", hint="choose --trainable lora or full, or --method offset")
+    if values.get("start") is not None and values.get("trainable") == "p-adapter":
+        raise UsageError("a p-adapter stands before the base itself", hint="leave --start out, or choose --trainable lora or full")
     goal = parse_goal(str(values.get("objective")))
     if values.get("refusals") is not None and not goal.refuses:
         raise UsageError(f"the objective {goal} uses no refusals", hint="leave --refusals out, or choose dpo or relabel")

@@ -7,29 +7,38 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from uld_adapters.errors import AssistantFailed
 from uld_offset_models.assistant import SmallModel
+from uld_offset_models.batch_reading import Pending, read_batch
 from uld_offset_models.thin import thin_linear
 
 
 @dataclass
 class Track:
-    """One text as a small model has read it: ids, and for each layer keys and values of shape (heads, tokens, head_dim).
+    """One text as the small model has read it: ids, and for each layer keys and values of shape (heads, tokens, head_dim).
 
-    `member` says which of the scorer's models reads it.
+    The keys and values begin with those of `virtual` tokens, which have no ids. `adapter` is the place of the text's adapter among
+    those of the backbone, `member` that of the artifact in a `GroupScorer`.
     """
 
     tokens: list[int] = field(default_factory=list)
     layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    virtual: int = 0
+    adapter: int = 0
     member: int = 0
+
+    @property
+    def past(self) -> int:
+        """How many tokens have been read, virtual ones included."""
+        return self.virtual + len(self.tokens)
 
     def rollback(self, length: int) -> None:
         """Forget everything after the first `length` tokens."""
         self.tokens = self.tokens[:length]
-        self.layers = [(keys[:, :length], values[:, :length]) for keys, values in self.layers]
+        self.layers = [(keys[:, : self.past], values[:, : self.past]) for keys, values in self.layers]
 
 
 @dataclass(frozen=True)
@@ -50,87 +59,95 @@ class Reading:
         """Log p_a(y|x) - log u(y) in nats for every real row of the vocabulary; the row that gave the peak, where one did."""
         row = self.row
         if row is None:
-            row = self.scorer.excess(self.hidden[None], None if self.gate is None else self.hidden.new_tensor([self.gate]).float())[0]
+            logits = self.scorer.head(self.hidden[None])
+            row = self.scorer.excess(logits, None if self.gate is None else logits.new_tensor([self.gate]))[0]
         return row.double().cpu().numpy()
 
 
 class Scorer:
     """Runs a small model over new tokens of many texts at once; `threshold` (nats) is where a position counts as touched.
 
-    `beside` are further models on the same backbone and head, each with its threshold: their texts go through in the same passes.
     Most positions of a gated assistant are settled without its output head:
     max_y log p_a(y|x) - log u <= c * ||h|| * max_y ||W_y - mean W||, for logsumexp(l) >= mean(l) + ln|B|.
     """
 
-    def __init__(self, model: SmallModel, *, threshold: float = 0.0, beside: Sequence[tuple[SmallModel, float]] = ()) -> None:
+    def __init__(self, model: SmallModel, *, threshold: float = 0.0) -> None:
         self.model = model
-        self.members = (model, *(other for other, _ in beside))
-        self._thresholds = torch.tensor([threshold, *(limit for _, limit in beside)])
+        self.threshold = threshold
         self.rows = int(model.head.shape[0])
         self._mean = model.head.mean(0)
-        self._radius = float((model.head - self._mean).norm(dim=1).max())
+        self.radius = float((model.head - self._mean).norm(dim=1).max())
 
     @torch.inference_mode()
-    def excess(self, hidden: Float[Tensor, "n hidden"], gate: Float[Tensor, " n"] | None) -> Float[Tensor, "n rows"]:
-        """Log p_a - log u in nats: log_softmax(c * W h) + ln|B|."""
-        logits = thin_linear(hidden, self.model.head).float()
-        if gate is not None:
-            logits = logits * gate[:, None]
-        return torch.log_softmax(logits, -1) + math.log(self.rows)
+    def head(self, hidden: Float[Tensor, "n hidden"]) -> Float[Tensor, "n rows"]:
+        """W h, without the gate."""
+        return thin_linear(hidden, self.model.head).float()
 
     @torch.inference_mode()
+    def excess(self, logits: Float[Tensor, "n rows"], gate: Float[Tensor, " n"] | None) -> Float[Tensor, "n rows"]:
+        """Log p_a - log u in nats from W h: log_softmax(c * W h) + ln|B|."""
+        return torch.log_softmax(logits if gate is None else logits * gate[:, None], -1) + math.log(self.rows)
+
     def read(self, jobs: Sequence[tuple[Track, Sequence[int]]], *, every: bool = True) -> list[list[Reading]]:
         """Feed each track its new tokens in one batched pass; one Reading after each new token (only the last: every=False)."""
-        order = sorted(range(len(jobs)), key=lambda at: jobs[at][0].member)
-        feed = [(jobs[at][0], list(jobs[at][1])) for at in order]
-        states = [row[0 if every else len(new) - 1 : len(new)] for row, (_, new) in zip(self._forward(feed), feed, strict=True)]
-        owners = [track.member for (track, _), row in zip(feed, states, strict=True) for _ in row]
-        found = iter(self._readings(torch.cat(states), torch.tensor(owners)))
-        readings = {at: [next(found) for _ in row] for at, row in zip(order, states, strict=True)}
-        return [readings[at] for at in range(len(jobs))]
+        return read_batch([self], jobs, every=every)
 
-    def _readings(self, hidden: Float[Tensor, "n hidden"], owners: Int[Tensor, " n"]) -> list[Reading]:
-        gate = self._gates(hidden, owners)
-        peaks = hidden.float().norm(dim=1) * self._radius * gate
-        open_at = torch.nonzero(peaks > self._thresholds[owners].to(peaks)).flatten()
-        rows: list[Tensor | None] = [None] * len(hidden)
-        if open_at.numel():
-            excess = self.excess(hidden[open_at], gate[open_at])
-            peaks = peaks.index_copy(0, open_at, excess.max(-1).values)
-            for at, row in zip(open_at.tolist(), excess, strict=True):
-                rows[at] = row
-        if not torch.isfinite(peaks).all():
-            raise AssistantFailed("the assistant's values are not finite", hint="train it again, or load it in another dtype")
-        gated = [self.members[owner].gate is not None for owner in owners.tolist()]
-        gates = [c if known else None for c, known in zip(gate.tolist(), gated, strict=True)]
-        return [Reading(peak, c, h, self, row) for peak, c, h, row in zip(peaks.tolist(), gates, hidden, rows, strict=True)]
+    def texts(self, track: Track) -> list[Track]:
+        """The texts that go through the backbone for a track."""
+        return [track]
 
-    def _gates(self, hidden: Float[Tensor, "n hidden"], owners: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """c(x) at each position, 1 for a model without a gate."""
-        gates = hidden.new_ones(len(hidden), dtype=torch.float32)
-        for member, model in enumerate(self.members):
-            if model.gate is not None:
-                mine = (owners == member).to(hidden.device)
-                gates[mine] = model.gate(hidden[mine]).float()
-        return gates
+    def pending(self, states: Sequence[Float[Tensor, "n hidden"]]) -> Pending:
+        """Positions to be read, from the final hidden states of each of `texts`."""
+        (hidden,) = states
+        gate = None if self.model.gate is None else self.model.gate(hidden)
+        limit = hidden.float().norm(dim=1) * self.radius
+        peaks = limit if gate is None else limit * gate
+        open_at = torch.nonzero(peaks > self.threshold).flatten()
+
+        def finish(logits: Float[Tensor, "open rows"]) -> list[Reading]:
+            rows: list[Tensor | None] = [None] * len(hidden)
+            settled = peaks
+            if open_at.numel():
+                excess = self.excess(logits, None if gate is None else gate[open_at])
+                settled = peaks.index_copy(0, open_at, excess.max(-1).values)
+                for at, row in zip(open_at.tolist(), excess, strict=True):
+                    rows[at] = row
+            if not torch.isfinite(settled).all():
+                raise AssistantFailed("the assistant's values are not finite", hint="train it again, or load it in another dtype")
+            gates: list[float | None] = [None] * len(hidden) if gate is None else gate.tolist()
+            return [Reading(peak, c, h, self, row) for peak, c, h, row in zip(settled.tolist(), gates, hidden, rows, strict=True)]
+
+        return Pending(hidden[open_at], finish)
+
+    def track(self) -> Track:
+        """A text of which nothing has been read."""
+        return Track(adapter=self.model.adapter)
+
+    def forward(self, jobs: list[tuple[Track, list[int]]]) -> list[Float[Tensor, "tokens hidden"]]:
+        """Feed each track its new tokens in one pass, texts of one adapter side by side; final hidden states, padded on the right."""
+        if self.model.parts is None:
+            return list(self._forward(jobs))
+        order = sorted(range(len(jobs)), key=lambda at: jobs[at][0].adapter)
+        owners = [jobs[at][0].adapter for at in order]
+        self.model.parts.counts = [owners.count(adapter) for adapter in range(self.model.parts.adapters)]
+        states = dict(zip(order, self._forward([jobs[at] for at in order]), strict=True))
+        return [states[at] for at in range(len(jobs))]
 
     def _forward(self, jobs: list[tuple[Track, list[int]]]) -> Float[Tensor, "batch tokens hidden"]:
         from transformers import DynamicCache
 
         device = self.model.head.device
-        past = max(len(track.tokens) for track, _ in jobs)
+        past = max(track.past for track, _ in jobs)
         width = max(len(new) for _, new in jobs)
-        even = all(len(track.tokens) == past and len(new) == width for track, new in jobs)
+        even = all(track.past == past and len(new) == width for track, new in jobs)
         ids = torch.zeros((len(jobs), width), dtype=torch.long)
         where = torch.zeros((len(jobs), width), dtype=torch.long)
         seen = torch.zeros((len(jobs), past + width), dtype=torch.long)
         for row, (track, new) in enumerate(jobs):
             ids[row, : len(new)] = torch.tensor(new)
-            where[row] = torch.arange(len(track.tokens), len(track.tokens) + width)
-            seen[row, : len(track.tokens)] = 1
+            where[row] = torch.arange(track.past, track.past + width)
+            seen[row, : track.past] = 1
             seen[row, past : past + len(new)] = 1
-        if self.model.parts is not None:
-            self.model.parts.counts = [sum(track.member == member for track, _ in jobs) for member in range(len(self.members))]
         cache = DynamicCache()
         if past:
             for layer in range(len(jobs[0][0].layers) or len(max((t for t, _ in jobs), key=lambda t: len(t.layers)).layers)):
@@ -144,7 +161,7 @@ class Scorer:
             use_cache=True,
         )
         for row, (track, new) in enumerate(jobs):
-            track.layers = [self._take(kv, row, len(track.tokens), past, len(new)) for kv in cache.layers]
+            track.layers = [self._take(kv, row, track.past, past, len(new)) for kv in cache.layers]
             track.tokens = [*track.tokens, *new]
         return out.last_hidden_state.float() if self.model.head.dtype == torch.float32 else out.last_hidden_state
 
@@ -158,7 +175,7 @@ class Scorer:
             rows = shape.new_zeros((len(tracks), shape.shape[0], past, shape.shape[2]))
             for row, track in enumerate(tracks):
                 if track.layers:
-                    rows[row, :, : len(track.tokens)] = track.layers[layer][part]
+                    rows[row, :, : track.past] = track.layers[layer][part]
             stacked.append(rows)
         return stacked[0], stacked[1]
 

@@ -34,7 +34,8 @@ class JointRule:
     """The rules of several small models, in the order of a `JointReading`'s parts.
 
     g(y) = sum_i g_i(y), each by its own alpha and margin. A position is touched where one of them touches it; those that do not add
-    nothing there and do not filter. The filter is the strictest of those that do: F is the intersection of theirs.
+    nothing there and do not filter. The filter is the strictest of those that do: F is the intersection of theirs. For tokens that
+    were not reported stands the frozen model of the first of them that has the tail policy `complete`.
     """
 
     rules: tuple[Rule, ...]
@@ -50,6 +51,10 @@ class JointRule:
     def ratio(self, reading: JointReading) -> float:
         """The filter's ratio r at this prefix."""
         return max(rule.ratio(part) for rule, part in self._acting(reading))
+
+    def frozen(self, reading: JointReading) -> Float[np.ndarray, " rows"] | None:
+        """Log p_o in nats of the model that stands for unreported tokens at this prefix, None where there is none."""
+        return next((rule.frozen(part) for rule, part in self._acting(reading) if rule.tail == "complete"), None)
 
     def _acting(self, reading: JointReading) -> list[tuple[Rule, SmallReading]]:
         return [(self.rules[at], reading.parts[at]) for at in self.touching(reading)]

@@ -1,7 +1,7 @@
 """From the small model's log-probabilities to the shift g, and from shift and report to the unlearned distribution q."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, cast
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -9,40 +9,59 @@ from jaxtyping import Float, Int
 from uld_adapters.errors import MalformedAnswer, UsageError
 from uld_adapters.logprobs import TopLogprobs
 
+Method = Literal["uld", "offset"]
+Tail = Literal["truncate", "complete"]
+SIGNS = {
+    "uld": "the formula subtracts what an assistant knows with an alpha of 0 or more: the minus is in the formula",
+    "offset": "the formula adds a pair's change with an alpha of 0 or more: the pair itself was trained to forget",
+}
+
 
 class SmallReading(Protocol):
     """What the small model thinks at one prefix (`scorer.Reading`)."""
 
     @property
     def peak(self) -> float:
-        """The largest excess log p_a - log u in nats, or an upper bound of it."""
+        """The largest excess in nats, of a pair the largest size of a change, or an upper bound of it."""
 
     @property
     def gate(self) -> float | None:
         """c(x), None without a gate."""
 
     def excess(self) -> Float[np.ndarray, " rows"]:
-        """Log p_a(y|x) - log u(y) in nats for every token."""
+        """Log p_a(y|x) - log u(y), or of a pair c (log p_o'(y|x) - log p_o(y|x)), in nats for every token."""
+
+
+class PairReading(SmallReading, Protocol):
+    """What a pair thinks at one prefix (`pair_scorer.PairReading`)."""
+
+    def frozen(self) -> Float[np.ndarray, " rows"]:
+        """Log p_o(y|x) of the frozen model in nats for every token."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How the assistant is subtracted: alpha, the margin tau in nats (0: off) and the filter's ratio r (0: off).
+    """How the small model corrects the large one: alpha, the margin tau in nats (0: off), the filter's ratio r (0: off).
 
-    ULD (arXiv 2406.08607), with our margin:  g(y) = -alpha * max(0, log p_a(y|x) - log u(y) - tau).
+    `method` names the formula, `uld_shift` or `offset_shift`. `tail` says what stands for the tokens that the server did not
+    report: nothing (`truncate`), or what the frozen small model thinks of them (`complete`, of a pair only).
     """
 
     alpha: float = 0.75
     margin: float = 3.0
     filter: float = 0.01
+    method: Method = "uld"
+    tail: Tail = "truncate"
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha < np.inf:
-            raise UsageError(f"alpha is {self.alpha}", hint="an assistant is subtracted with an alpha of 0 or more")
+            raise UsageError(f"alpha is {self.alpha}", hint=SIGNS[self.method])
         if not 0 <= self.margin < np.inf:
             raise UsageError(f"margin is {self.margin} nats", hint="give 0 (off) or more; 3 is usual")
         if not 0 <= self.filter < 1:
             raise UsageError(f"filter is {self.filter}", hint="give a ratio in [0, 1); 0.01 is usual")
+        if self.tail == "complete" and self.method == "uld":
+            raise UsageError("an assistant has no frozen model that could complete the tail", hint="use tail truncate, or a pair")
 
     def touching(self, reading: SmallReading) -> tuple[int, ...]:
         """(0,) where the one small model moves anything at the reading's prefix, () where it does not."""
@@ -50,31 +69,54 @@ class Rule:
 
     def shift(self, reading: SmallReading) -> Float[np.ndarray, " rows"]:
         """The shift g in nats for every token."""
-        return uld_shift(reading.excess(), self)
+        return shift_of(reading.excess(), self)
 
     def ratio(self, reading: SmallReading) -> float:
         """The filter's ratio r at the reading's prefix."""
         return self.filter
 
+    def frozen(self, reading: SmallReading) -> Float[np.ndarray, " rows"] | None:
+        """Log p_o in nats of the model that stands for unreported tokens there, None under the tail policy `truncate`."""
+        return cast(PairReading, reading).frozen() if self.tail == "complete" else None
+
+
+def shift_of(values: Float[np.ndarray, "*shape"], rule: Rule) -> Float[np.ndarray, "*shape"]:
+    """The shift g in nats from what the small model says of each token (`Reading.excess`)."""
+    return offset_shift(values, rule) if rule.method == "offset" else uld_shift(values, rule)
+
 
 def uld_shift(excess: Float[np.ndarray, "*shape"], rule: Rule) -> Float[np.ndarray, "*shape"]:
-    """The shift g in nats from the excess log p_a(y|x) - log u(y); without a margin g(y) = -alpha * excess, of either sign."""
+    """Return g(y) = -alpha * max(0, x - tau) for the excess x = log p_a(y|x) - log u(y); without a margin -alpha * x, of either sign.
+
+    ULD (arXiv 2406.08607), with a margin of our own.
+    """
     if rule.margin > 0:
         return -rule.alpha * np.maximum(0.0, excess - rule.margin)
     return -rule.alpha * excess
 
 
+def offset_shift(change: Float[np.ndarray, "*shape"], rule: Rule) -> Float[np.ndarray, "*shape"]:
+    """Return g(y) = alpha * sign(d) * max(0, |d| - tau) for the change d = c (log p_o'(y|x) - log p_o(y|x)).
+
+    Delta-unlearning (arXiv 2404.11045, equation 3), with a gate c and a soft threshold of our own.
+    """
+    return rule.alpha * np.sign(change) * np.maximum(0.0, np.abs(change) - rule.margin)
+
+
 def untouched(peak: float, rule: Rule) -> bool:
-    """Whether g is 0 for the whole vocabulary: the largest excess of all tokens is at most tau."""
-    return rule.alpha == 0 or (rule.margin > 0 and peak <= rule.margin)
+    """Whether g is 0 for the whole vocabulary: the largest excess, or of a pair the largest |change|, of all tokens is at most tau."""
+    if rule.alpha == 0:
+        return True
+    # What is nowhere above the uniform distribution is that distribution; without a margin nobody can prove so much of an assistant.
+    return peak <= rule.margin and (rule.margin > 0 or rule.method == "offset")
 
 
 @dataclass(frozen=True)
 class Ensemble:
     """q over the kept set F: `ids` and log q in nats (normalised over F), most probable first.
 
-    `tail` is the mass m of the unreported tokens, 0 when F is known to lie inside K; `least` is log p_k, which none of them
-    exceeds, and `highest` the largest g among them.
+    `tail` is the mass m of the unreported tokens, 0 when F is known to lie inside K; `least` is what log p_M none of them exceeds,
+    and `highest` the largest g among them.
     """
 
     ids: Int[np.ndarray, " kept"]
@@ -112,7 +154,22 @@ class Ensemble:
 
 def reported(top: TopLogprobs) -> Ensemble:
     """The remote's own report as a q: g = 0 everywhere, no filter, Z_K = 1."""
-    return Ensemble(top.ids, top.logprobs, 0.0, top.tail_mass, float(top.logprobs[-1]), 0.0)
+    return Ensemble(top.ids, top.logprobs, 0.0, top.tail_mass, top.ceiling, 0.0)
+
+
+def completed(top: TopLogprobs, frozen: Float[np.ndarray, " rows"]) -> TopLogprobs:
+    """K with its tail filled in by the frozen small model: log p_M(v) := log m + log p_o(v) - log p_o(not K) for v outside K.
+
+    `frozen` is log p_o for every real row of the vocabulary; reported ids beyond it are dropped.
+    """
+    real = top.ids < frozen.size
+    outside = np.ones(frozen.size, dtype=bool)
+    outside[top.ids[real]] = False
+    rest = np.flatnonzero(outside)
+    if top.complete or not rest.size or not top.tail_mass:
+        return top
+    unseen = frozen[rest] - np.logaddexp.reduce(frozen[rest]) + np.log(top.tail_mass)
+    return TopLogprobs.build(np.concatenate([top.ids[real], rest]), np.concatenate([top.logprobs[real], unseen]), complete=True)
 
 
 def ensemble(top: TopLogprobs, shift: Float[np.ndarray, " rows"], ratio: float) -> Ensemble:
@@ -131,7 +188,8 @@ def ensemble(top: TopLogprobs, shift: Float[np.ndarray, " rows"], ratio: float) 
     log_z = float(np.logaddexp.reduce(score))
     outside = np.ones(shift.size, dtype=bool)
     outside[ids] = False
-    inside = top.complete or logprobs[-1] < floor or not outside.any()
+    least = max((float(logprobs[-1]), *top.neutral))
+    inside = top.complete or least < floor or not outside.any()
     highest = 0.0 if inside else float(shift[outside].max())
     order = np.lexsort((ids[kept], -score))
-    return Ensemble(ids[kept][order], score[order] - log_z, log_z, 0.0 if inside else top.tail_mass, float(logprobs[-1]), highest)
+    return Ensemble(ids[kept][order], score[order] - log_z, log_z, 0.0 if inside else top.tail_mass, least, highest)

@@ -12,12 +12,16 @@ from uld_adapters.logprobs import Draft, FinishReason, TopLogprobs
 
 @dataclass(frozen=True)
 class Arrived:
-    """What came of a stream after `seconds` of waiting; `stopped` says that the server ended the answer."""
+    """What came of a stream after `seconds` of waiting; `stopped` says that the server ended the answer.
+
+    `prompt_tokens` is the server's count, where it told one.
+    """
 
     seconds: float
     tokens: list[int]
     positions: list[TopLogprobs]
     stopped: bool = False
+    prompt_tokens: int | None = None
     ended: bool = False
     error: Exception | None = None
 
@@ -37,16 +41,17 @@ class Arrivals:
             items.append(self.queue.get_nowait())
         tokens: list[int] = []
         positions: list[TopLogprobs] = []
-        stopped = False
+        stopped, counted = False, None
         for item in items:
             if item is None:
-                return Arrived(seconds, tokens, positions, stopped=stopped, ended=True)
+                return Arrived(seconds, tokens, positions, stopped, counted, ended=True)
             if isinstance(item, Exception):
                 return Arrived(seconds, tokens, positions, error=item)
             tokens.extend(item.tokens)
             positions.extend(item.positions)
             stopped = stopped or item.finish is FinishReason.STOP
-        return Arrived(seconds, tokens, positions, stopped=stopped)
+            counted = item.prompt_tokens or counted
+        return Arrived(seconds, tokens, positions, stopped, counted)
 
 
 @asynccontextmanager

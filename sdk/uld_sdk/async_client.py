@@ -8,22 +8,23 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Self, Unpack
 
-from uld_adapters.backend import Backend, Capabilities
+from uld_adapters.backend import Backend, Capabilities, TakesMessages
 from uld_adapters.errors import UsageError
 from uld_adapters.registry import create_backend
 from uld_adapters.vocabulary.classify import classify
 from uld_adapters.vocabulary.tokens import end_token_ids, tokenizer_fingerprint
-from uld_offset_models.several import JointRule
 from uld_offset_models.shift import Rule
 from uld_sdk.batching import SmallWorker
-from uld_sdk.generation import Answer, Settings
+from uld_sdk.continuing import check_continuing
+from uld_sdk.generation import Answer
 from uld_sdk.keywords import chosen, spelled
 from uld_sdk.options import Connection, ConnectionKeywords, Generation, GenerationKeywords, ScoreKeywords, Scoring
-from uld_sdk.prompts import Message, Prompt, check_prompt, check_room, render
+from uld_sdk.prompts import Message, Prompt, check_prompt, check_room, conversation, render
 from uld_sdk.result import Piece, Result, ScoreResult
 from uld_sdk.sampling import Sampling
 from uld_sdk.scoring import score_continuation
-from uld_sdk.small_side import Chosen, SmallSides, check_once, choose
+from uld_sdk.settings import Settings
+from uld_sdk.small_side import Chosen, SmallSides, check_once, choose, rule_of
 from uld_sdk.templates import TemplateWarning, template_doubt
 from uld_sdk.verify import Mode
 
@@ -38,10 +39,10 @@ class AsyncUnlearnedClient:
     @spelled(Connection)
     def __init__(self, **options: Unpack[ConnectionKeywords]) -> None:
         self.options = said = chosen(Connection, options)
-        self._said_rule = {name: getattr(said, name) for name in ("alpha", "margin", "filter")}
-        Rule(**{name: value for name, value in self._said_rule.items() if value is not None})
-        self._chosen = tuple(choose(folder, base, **self._said_rule) for folder, base in zip(said.assistants, said.bases, strict=True))
+        self._said = {name: getattr(said, name) for name in ("alpha", "margin", "filter", "tail") if getattr(said, name) is not None}
+        self._chosen = tuple(choose(folder, base, self._said) for folder, base in zip(said.assistants, said.bases, strict=True))
         check_once(self._chosen)
+        self.rule = rule_of(self._chosen) if self._chosen else Rule(**self._said)
         tokenizer = said.tokenizer
         own = said.backend == "hf" and isinstance(said.model, str | Path)  # such a model brings its tokenizer
         lender = self._chosen[0] if self._chosen and tokenizer is None and isinstance(said.backend, str) and not own else None
@@ -59,7 +60,8 @@ class AsyncUnlearnedClient:
             return said.backend
         shared = ("base_url", "model", "api_key", "timeout", "max_retries", "http_client", "top_logprobs")
         place = {"device": said.target_device, "dtype": said.target_dtype}
-        given = {name: value for name, value in place.items() if value is not None}  # only for backends that run the model here
+        place |= {"route": said.route}
+        given = {name: value for name, value in place.items() if value is not None}  # only for the backends that know them
         return create_backend(said.backend, tokenizer=tokenizer, **{name: getattr(said, name) for name in shared}, **given)
 
     async def capabilities(self) -> Capabilities:
@@ -69,7 +71,7 @@ class AsyncUnlearnedClient:
                 capabilities = await self.backend.probe()
                 self._ends = end_token_ids(self.backend.tokenizer)
                 await self._exchange(self._chosen)
-                if self._lender is not None:
+                if self._lender is not None and not isinstance(self.backend, TakesMessages):
                     self._doubt = await template_doubt(self.backend, capabilities.model, self._lender)
                 self._capabilities = capabilities
         return self._capabilities
@@ -87,7 +89,7 @@ class AsyncUnlearnedClient:
         """
         await self.capabilities()
         async with self._opening:
-            await self._exchange((*self._chosen, choose(folder, base, **self._said_rule)))
+            await self._exchange((*self._chosen, choose(folder, base, self._said)))
 
     async def remove_assistant(self, folder: str | Path) -> None:
         """Go on without an assistant, likewise; without any the client shows the plain large model.
@@ -102,29 +104,28 @@ class AsyncUnlearnedClient:
                 raise UsageError(f"no assistant {folder} to remove", hint=f"name one of those in use: {present}")
             await self._exchange(rest)
 
-    @property
-    def _rule(self) -> Rule | JointRule:
-        return Rule() if self._small is None else self._small.rule
-
     async def _exchange(self, chosen: tuple[Chosen, ...]) -> None:
         """Load what is new of these, then take them all at once for the answers to come."""
         check_once(chosen)
-        own = tokenizer_fingerprint(self.backend.tokenizer) if chosen else ""
         small = None
         if chosen:
-            device = self.options.device
-            small = await asyncio.to_thread(
-                SmallSides.load, chosen, lambda theirs: classify(own, theirs), device=device, before=self._small
-            )
+            own = tokenizer_fingerprint(self.backend.tokenizer)
+            device, before = self.options.device, self._small
+            small = await asyncio.to_thread(SmallSides.load, chosen, lambda theirs: classify(own, theirs), device=device, before=before)
             self._workers.update(small.workers)
-        self._chosen, self._small = chosen, small
+        self._chosen, self._small, self.rule = chosen, small, rule_of(chosen)
 
-    def _render(self, prompt: Prompt, *, raw: bool) -> list[int]:
+    def _about(self, prompt: Prompt, *, raw: bool) -> tuple[Backend, list[int]]:
+        """The backend to ask, and the prompt's ids: none where the server renders conversations itself."""
+        if isinstance(self.backend, TakesMessages):
+            if raw:
+                raise UsageError("this server takes messages, not text", hint="leave raw out, or with openai pass route='completions'")
+            return self.backend.answering(conversation(prompt)), []
         ids = render(self.backend.tokenizer, prompt, raw=raw)
         if self._doubt is not None and not raw:
             doubt, self._doubt = self._doubt, None
             warnings.warn(doubt, TemplateWarning, stacklevel=2)
-        return ids
+        return self.backend, ids
 
     async def _answer(self, prompt: Prompt, asked: Generation) -> Answer:
         check_prompt(prompt, raw=asked.raw)
@@ -135,12 +136,13 @@ class AsyncUnlearnedClient:
             mode = Mode.PASS_THROUGH if asked.seed is None and sampling.server_can(capabilities) else Mode.MATCH
             if mode is Mode.MATCH and asked.seed is None:
                 sampling = sampling.with_fresh_seed()
-        ids = self._render(prompt, raw=asked.raw)
-        check_room(len(ids), asked.max_new_tokens, capabilities.context, whose="the model's")
         said = self.options
+        check_continuing(capabilities, mode, said.draft)
+        backend, ids = self._about(prompt, raw=asked.raw)
+        check_room(len(ids), asked.max_new_tokens, capabilities.context, whose="the model's")
         settings = Settings(
-            rule=self._rule,
-            assistants=tuple(str(folder) for folder in self.assistants),
+            rule=self.rule,
+            assistants=tuple(map(str, self.assistants)),
             sampling=sampling,
             mode=mode,
             max_new_tokens=asked.max_new_tokens,
@@ -152,7 +154,7 @@ class AsyncUnlearnedClient:
             trace=said.trace,
         )
         reader = None if self._small is None else self._small.reader(prompt, raw=asked.raw, new=asked.max_new_tokens)
-        return Answer(self.backend, capabilities, settings, ids, self._ends, reader=reader)
+        return Answer(backend, capabilities, settings, ids, self._ends, reader=reader)
 
     @spelled(Generation)
     async def stream(self, prompt: Prompt, **options: Unpack[GenerationKeywords]) -> AsyncGenerator[Piece]:
@@ -211,15 +213,15 @@ class AsyncUnlearnedClient:
         if not isinstance(continuation, str):
             raise UsageError(f"the continuation is {type(continuation).__name__}, not text", hint="pass the text to score")
         capabilities = await self.capabilities()
-        ids = self._render(prompt, raw=asked.raw)
+        backend, ids = self._about(prompt, raw=asked.raw)
         tokens = list(self.backend.tokenizer.encode(continuation, add_special_tokens=False))
         if not tokens:
             raise UsageError("the continuation is empty", hint="pass some text to score")
         check_room(len(ids), len(tokens), capabilities.context, whose="the model's")
         reader = None if self._small is None else self._small.reader(prompt, raw=asked.raw, new=len(tokens))
-        score = await self.backend.score(ids, tokens)
+        score = await backend.score(ids, tokens)
         readings: list[Any] = [None] * len(tokens) if reader is None else list(await reader.along(tokens))
-        return score_continuation(score, readings, self._rule)
+        return score_continuation(score, readings, self.rule)
 
     async def close(self) -> None:
         """Close connections and the small models' threads."""

@@ -1,10 +1,9 @@
 """`--method direct`: the large model's own weights are tuned to forget, as the white-box baselines of the papers do."""
 
-import hashlib
 from typing import TYPE_CHECKING, Any
 
 from uld_sdk.account import account
-from uld_sdk.preparation import Prepared, Trained, carry_out, prepare, read_sets
+from uld_sdk.preparation import Prepared, Trained, aim_of, carry_out, prepare, read_sets
 from uld_sdk.progress import OnProgress
 from uld_sdk.training import TrainResult
 
@@ -25,23 +24,19 @@ def train_direct(recipe: "Recipe", sources: tuple[Any, Any], on_progress: OnProg
     import torch
 
     from uld_offset_models.direct_folder import save_direct
-    from uld_offset_models.goal import parse_goal
     from uld_offset_models.holdout import LikelihoodWatch
     from uld_offset_models.keeping import keep
     from uld_offset_models.lessons import Lessons, Reference
     from uld_offset_models.processes import from_main
-    from uld_offset_models.refusals import read_refusals, refused
     from uld_offset_models.steps import Steps
     from uld_offset_models.white_box import build_white_box
 
-    goal = parse_goal(recipe.objective or "")
     read = read_sets(recipe, sources, perturbed=False)
-    lines = read_refusals(recipe.refusals or "") if goal.refuses else ()
-    examples = refused(read.sets.forget, lines, seed=recipe.seed) if goal.refuses else []
-    more = {"objective": str(goal), "refusals": hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None}
+    aim = aim_of(recipe, read)
+    goal = aim.goal
     # A small step is lost in a bfloat16 weight.
-    prepared = prepare(recipe, read, outcome=_OUTCOME, more=more, float32=recipe.trainable == "full")
-    answers = dict(zip(prepared.forget, prepared.encode(examples), strict=True)) if goal.refuses else {}
+    prepared = prepare(recipe, read, outcome=_OUTCOME, more=aim.identity, float32=recipe.trainable == "full")
+    answers = dict(zip(prepared.forget, prepared.encode(aim.refusals), strict=True)) if goal.refuses else {}
     checkpoint = prepared.checkpoint()
     model = build_white_box(
         prepared.base, prepared.tokenizer, goal=goal, beta=recipe.beta, trainable=recipe.trainable, rank=recipe.rank,
@@ -80,7 +75,7 @@ def _manifest(prepared: Prepared, trained: Trained, model: "WhiteBox") -> "Direc
     return DirectManifest(
         **account(prepared, trained, losses=("forget", "retain"), apart=("objective", "method", "preset", "trainable")),
         objective=str(model.goal),
-        trainable=prepared.recipe.trainable,
+        trainable="full" if prepared.recipe.trainable == "full" else "lora",
         parameters=sum(p.numel() for p in model.parameters()),
         trainable_parameters=sum(p.numel() for p in model.trained().values()),
     )

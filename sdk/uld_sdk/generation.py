@@ -4,42 +4,23 @@ import asyncio
 import contextvars
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from uld_adapters.backend import Backend, Capabilities, ServerSampling
 from uld_adapters.errors import BackendError, MalformedAnswer, RequestRejected
 from uld_adapters.http import TALLY, Tally, seconds_before_retry
 from uld_adapters.logprobs import TopLogprobs
-from uld_offset_models.several import JointRule
-from uld_offset_models.shift import Rule
 from uld_sdk.arrivals import arriving
+from uld_sdk.continuing import cannot_go_on
 from uld_sdk.joint_reader import JointReader
-from uld_sdk.pace import Pace
+from uld_sdk.pace import MOST, Pace
 from uld_sdk.reading import Reader
 from uld_sdk.result import Piece, Report, Result, Step, Usage
-from uld_sdk.sampling import Sampling
-from uld_sdk.verify import Mode, Verdict, judge, stands_unseen, touching, undone
+from uld_sdk.settings import Settings
+from uld_sdk.verify import Mode, Verdict, end_stands, judge, stands_unseen, touching, undone
 from uld_sdk.written import Written
 
 DRAFT_GREEDY = ServerSampling()
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What one answer is asked for."""
-
-    rule: Rule | JointRule
-    sampling: Sampling
-    mode: Mode
-    max_new_tokens: int
-    stop: tuple[str, ...] = ()
-    draft: str | int = "stream"
-    on_touched: Literal["rewrite", "refuse"] = "rewrite"
-    refusal: str = ""
-    max_retries: int = 4
-    trace: bool = False
-    assistants: tuple[str, ...] = ("assistant",)  # as the rule has them
 
 
 class Answer:
@@ -55,16 +36,17 @@ class Answer:
         *,
         reader: Reader | JointReader | None = None,
     ) -> None:
-        self.backend, self.capabilities, self.settings = backend, capabilities, settings
-        self.end_ids = end_ids
+        self.backend, self.capabilities, self.settings, self.end_ids = backend, capabilities, settings, end_ids
         self.written = Written(backend.tokenizer, prompt, settings.stop)
         self.reader = reader
-        names = dict.fromkeys(settings.assistants, 0)
-        self.report = Report(mode=settings.mode.value, top_logprobs=capabilities.top_logprobs, touched_by=names)
+        self.report = Report(settings.mode.value, capabilities.top_logprobs, touched_by=dict.fromkeys(settings.assistants, 0))
         self.steps: list[Step] = []
         self.finish: str | None = None
-        self.pace = Pace(settings.draft if capabilities.streams or settings.draft != "stream" else "auto")
+        most = MOST if capabilities.continues else settings.max_new_tokens
+        self.pace = Pace(settings.draft if capabilities.streams or settings.draft != "stream" else "auto", most)
         self.start = time.perf_counter()
+        self._prompt_tokens: int | None = len(prompt) or None
+        self._rewritten = False
         self._tally = Tally()
         self._counting = contextvars.copy_context()
         self._counting.run(TALLY.set, self._tally)
@@ -93,7 +75,11 @@ class Answer:
 
     async def _one_request(self) -> AsyncGenerator[Piece]:
         settings = self.settings
+        if self._rewritten and not self.capabilities.continues:
+            raise cannot_go_on()
         if settings.mode is Mode.PASS_THROUGH:
+            if self.reader is not None:
+                await self.reader.primed()  # nothing is being read while the split changes
             self._resume()
         start = self.report.positions
         asked = self.pace.ask(settings.max_new_tokens - start)
@@ -107,6 +93,7 @@ class Answer:
                 arrived = await arrivals.take()
                 self.report.seconds_server += arrived.seconds
                 ended = arrived.ended
+                self._prompt_tokens = self._prompt_tokens or arrived.prompt_tokens
                 async for piece, wrong in self._verify(arrived.tokens, arrived.positions):
                     rejected = wrong
                     if piece is not None:
@@ -126,7 +113,7 @@ class Answer:
     async def _verify(self, tokens: list[int], positions: list[TopLogprobs]) -> AsyncGenerator[tuple[Piece | None, bool]]:
         """Judge drafted tokens in order, reading ahead with the small model in as few passes as can be."""
         self.report.drafted += len(tokens)
-        if self.reader is not None:
+        if self.reader is not None and tokens:
             await self.reader.primed()
         for at, (token, top) in enumerate(zip(tokens, positions, strict=True)):
             reading = None
@@ -141,24 +128,15 @@ class Answer:
 
     async def _decide(self, drafted: int, top: TopLogprobs, reading: Any) -> tuple[Piece | None, bool]:
         settings, report = self.settings, self.report
-        for place in (acting := touching(reading, settings.rule)):
-            report.touched_by[settings.assistants[place]] += 1
-        touched = bool(acting)
+        touched = report.count_touching([settings.assistants[place] for place in touching(reading, settings.rule)])
         if touched and settings.on_touched == "refuse":
             report.positions += 1
             self.finish = "refusal"
             return None, False
         chosen, exact, bound = drafted, True, 0.0
         if not stands_unseen(reading, settings.rule, settings.mode):
-            whole, processed = True, None
-            if settings.mode is Mode.PASS_THROUGH and self.capabilities.processed:
-                processed = top
-                top, whole = await self._raw_report(top)
-            rule, sampling = settings.rule, settings.sampling
-            verdict = judge(top, reading, rule, sampling, settings.mode, report.positions, drafted=drafted, processed=processed)
-            chosen = self._choose(verdict, drafted)
-            # A better token may be one that cannot be sent back as text, or that the server's own cuts left out.
-            exact, bound = (verdict.exact, verdict.bound) if whole and chosen == verdict.token else (False, 1.0)
+            chosen, exact, bound = await self._judged(drafted, top, reading)
+        report.neutral += len(top.neutral)
         report.positions += 1
         report.untouched += not touched
         report.exact += exact
@@ -166,12 +144,28 @@ class Answer:
         changed = touched and chosen != drafted
         report.changed += changed
         if settings.trace:
-            words = [self.backend.tokenizer.decode([t]) for t in (chosen, drafted)]
-            peak, gate = (None, None) if reading is None else (reading.peak, reading.gate)
-            self.steps.append(Step(chosen, words[0], drafted, words[1], gate, peak, touched, changed, exact))
+            self.steps.append(Step.at(self.backend.tokenizer, chosen, drafted, reading, touched=touched, exact=exact))
         stands = chosen == drafted
+        self._rewritten |= not stands
         report.accepted += stands
         return self._emit(chosen, stands=stands), stands
+
+    async def _judged(self, drafted: int, top: TopLogprobs, reading: Any) -> tuple[int, bool, float]:
+        """The token that is to stand, whether it is exact, and the bound where it is not."""
+        rule, sampling, mode = self.settings.rule, self.settings.sampling, self.settings.mode
+        if not top.ids.size:  # the server ended the answer without a report; nothing leaves the client by that
+            exact = end_stands(reading, rule, sampling, self.end_ids)
+            return drafted, exact, 0.0 if exact else 1.0
+        whole, processed = True, None
+        if mode is Mode.PASS_THROUGH and self.capabilities.processed:
+            processed = top
+            top, whole = await self._raw_report(top)
+        verdict = judge(top, reading, rule, sampling, mode, self.report.positions, drafted=drafted, processed=processed)
+        chosen = self._choose(verdict, drafted)
+        self.report.completed += verdict.completed
+        # A better token may be one that cannot be sent back as text, that nobody can tell, or that the server's own cuts left out.
+        known = whole and chosen == verdict.token and not top.overshadowed
+        return chosen, *((verdict.exact, verdict.bound) if known else (False, 1.0))
 
     def _choose(self, verdict: Verdict, drafted: int) -> int:
         """The best token after which the server can go on; at a touched position never a draft that is not the best of all."""
@@ -187,7 +181,10 @@ class Answer:
         )
 
     def _sendable(self, token: int) -> bool:
-        return token in self.end_ids or self.backend.resume([*self.written.prefix, token]) is not None
+        """Whether an answer may go on after this token; where none can go on at all, the next request says so."""
+        if token in self.end_ids or not self.capabilities.continues:
+            return True
+        return self.backend.resume([*self.written.prefix, token]) is not None
 
     async def _raw_report(self, processed: TopLogprobs) -> tuple[TopLogprobs, bool]:
         """The raw top k of the next position, from a server whose sampled report is processed; False where its cuts stay.
@@ -205,6 +202,8 @@ class Answer:
         self.report.seconds_server += time.perf_counter() - start
         if not draft.positions:
             raise MalformedAnswer("the server wrote nothing where a token was asked for")
+        if not draft.positions[0].ids.size:
+            return undone(processed, sampling.temperature), False
         return draft.positions[0], True
 
     def _emit(self, token: int, *, stands: bool) -> Piece:
@@ -243,7 +242,7 @@ class Answer:
             text=self.settings.refusal if refused else self.written.text.released,
             token_ids=() if refused else tuple(self.written.tokens),
             finish_reason=str(self.finish),
-            usage=Usage(len(self.written.prompt), len(self.written)),
+            usage=Usage(self._prompt_tokens, len(self.written)),
             report=self.report,
             stop_sequence=self.written.text.stopped,
         )

@@ -16,7 +16,7 @@ from uld_sdk.text import stop_strings
 
 REFUSAL = "I'm sorry, but I can't help with that."
 LARGEST_SEED = 2**63 - 1
-_SERVED = ("tgi", "vllm", "llamacpp")
+_SERVED = ("tgi", "vllm", "llamacpp", "openai")
 
 
 class GenerationKeywords(TypedDict, total=False):
@@ -111,12 +111,14 @@ class ConnectionKeywords(TypedDict, total=False):
     alpha: float | None
     margin: float | None
     filter: float | None
+    tail: Literal["truncate", "complete"] | None
     on_touched: Literal["rewrite", "refuse"]
     refusal: str
     draft: str | int
     device: str
     target_device: str | None
     target_dtype: str | None
+    route: Literal["chat", "completions"] | None
     trace: bool
 
 
@@ -124,8 +126,8 @@ class ConnectionKeywords(TypedDict, total=False):
 class Connection:
     """Options of a client.
 
-    backend: tgi, vllm, llamacpp, hf (a transformers model in this process), an installed name, or a Backend ("vllm").
-    base_url: address of the server, with or without /v1 (None).
+    backend: tgi, vllm, llamacpp, openai, hf (a transformers model in this process), an installed name, or a Backend ("vllm").
+    base_url: address of the server, with or without /v1; with openai as the official client takes it (None).
     assistant: folder of a trained assistant, or of several, whose corrections add up; None shows the plain large model (None).
     model: name of the model on the server; with hf its folder, hub name, or a loaded model (None: the first that is served).
     tokenizer: the large model's: folder, GGUF file, hub name or object (None: with hf the model's, else the assistant's).
@@ -138,12 +140,14 @@ class Connection:
     alpha: strength of the correction, of every assistant (None: its own).
     margin: its dead zone in nats; 0 turns it off (None: its own).
     filter: least share of the top probability that a candidate needs, in (0, 1) (None: its own).
+    tail: what stands for tokens that are not reported: nothing ("truncate"), or the frozen model of a pair ("complete") (None: as trained).
     on_touched: "rewrite" the answer, or "refuse" it at the first position that the assistant touches ("rewrite").
     refusal: what a refusal says ("I'm sorry, but I can't help with that.").
     draft: "stream", "auto", or the number of tokens to ask for in a request ("stream").
     device: where the assistant runs: cpu, cuda, auto ("cpu").
     target_device: with hf, where the large model runs (None: cpu, or where a loaded model is).
     target_dtype: with hf, its precision: float32, bfloat16 or float16 (None: float32, or that of a loaded model).
+    route: with openai, "chat" (messages, top 20) or "completions" (text or ids, top 5) (None: chat).
     trace: keep what happened at each token in `report.trace` (False).
     """
 
@@ -161,18 +165,20 @@ class Connection:
     alpha: float | None = None
     margin: float | None = None
     filter: float | None = None
+    tail: Literal["truncate", "complete"] | None = None
     on_touched: Literal["rewrite", "refuse"] = "rewrite"
     refusal: str = REFUSAL
     draft: str | int = "stream"
     device: str = "cpu"
     target_device: str | None = None
     target_dtype: str | None = None
+    route: Literal["chat", "completions"] | None = None
     trace: bool = False
 
     def __post_init__(self) -> None:
         # Not isinstance(..., Backend): on Python 3.11 that would load the tokenizer.
         if not isinstance(self.backend, str) and not callable(getattr(self.backend, "probe", None)):
-            raise UsageError(f"backend is {self.backend!r}", hint="pass a name such as tgi, vllm, llamacpp or hf, or a Backend")
+            raise UsageError(f"backend is {self.backend!r}", hint="pass a name such as tgi, vllm, llamacpp, openai or hf, or a Backend")
         for name in ("base_url", "api_key", "target_device", "target_dtype"):
             check_text(self, name, optional=True)
         for name in ("refusal", "device"):
@@ -197,6 +203,8 @@ class Connection:
             raise UsageError(f"max_retries is {self.max_retries}", hint="give 0 or more")
         if self.top_logprobs is not None and self.top_logprobs < 1:
             raise UsageError(f"top_logprobs is {self.top_logprobs}", hint="ask for at least 1; 20 is usual")
+        if self.tail not in (None, "truncate", "complete"):
+            raise UsageError(f"tail is {self.tail!r}", hint='choose "truncate" or "complete"')
         if self.on_touched not in ("rewrite", "refuse"):
             raise UsageError(f"on_touched is {self.on_touched!r}", hint='choose "rewrite" or "refuse"')
         number = isinstance(self.draft, int) and not isinstance(self.draft, bool) and self.draft >= 1
@@ -204,12 +212,19 @@ class Connection:
             raise UsageError(f"draft is {self.draft!r}", hint='choose "stream", "auto" or a number of tokens')
         if (self.target_device or self.target_dtype) and (self.backend in _SERVED or not isinstance(self.backend, str)):
             raise UsageError("target_device and target_dtype are for a model in this process", hint='leave them out, or use backend="hf"')
+        self._check_route()
+
+    def _check_route(self) -> None:
+        if self.route not in (None, "chat", "completions"):
+            raise UsageError(f"route is {self.route!r}", hint='choose "chat" or "completions"')
+        other = self.backend in ("hf", *_SERVED) and self.backend != "openai"
+        if self.route is not None and (other or not isinstance(self.backend, str)):
+            raise UsageError("route is for servers of the OpenAI kind", hint='leave it out, or use backend="openai"')
 
     @property
     def assistants(self) -> tuple[str | Path, ...]:
         """The folders of the assistants; raises `UsageError` for what is none."""
-        folders = paths_of(self, "assistant")
-        return tuple(folder for folder in folders if folder is not None)
+        return tuple(folder for folder in paths_of(self, "assistant") if folder is not None)
 
     @property
     def bases(self) -> tuple[str | Path | None, ...]:

@@ -8,12 +8,13 @@ MOST = 1024  # new tokens that one request may ask for; servers reserve memory b
 
 @dataclass
 class Pace:
-    """Draft length in tokens: the whole rest, at most 1024 ("stream"), a fixed number, or adapting ("auto").
+    """Draft length in tokens: the whole rest, at most `most` ("stream"), a fixed number, or adapting ("auto").
 
     "auto" doubles after a fully accepted draft and shrinks to the mean accepted run after a rejection, within [1, 64].
     """
 
     draft: str | int = "stream"
+    most: int = MOST
     length: int = 16
     runs: int = 0
     accepted: int = 0
@@ -21,7 +22,7 @@ class Pace:
     def ask(self, remaining: int) -> int:
         """Tokens to ask for, at most what remains."""
         if self.draft == "stream":
-            return min(remaining, MOST)
+            return min(remaining, self.most)
         return min(remaining, self.length if self.draft == "auto" else int(self.draft))
 
     def saw(self, accepted: int, *, rejected: bool) -> None:

@@ -1,5 +1,6 @@
 """What every training has in common, whatever its method: the data as token ids, the loaded base, and the run with its checkpoints."""
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from uld_offset_models.checkpoint import Checkpoint
     from uld_offset_models.data import Example, Row, Sets
     from uld_offset_models.encoding import Encoded
+    from uld_offset_models.goal import Goal
     from uld_offset_models.holdout import Watching
     from uld_offset_models.recipes import Recipe
     from uld_offset_models.run import Trainee
@@ -44,6 +46,31 @@ def read_sets(recipe: "Recipe", sources: tuple[Any, Any], *, perturbed: bool = T
     )
     seen = forget if perturbed else [replace(row, perturbed=()) for row in forget]
     return Read((forget, retain), build_sets(seen, retain, holdout=recipe.holdout, seed=recipe.seed))
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What training by objectives aims at: the goal, and its refusal for each forget row (none where the goal has no use for them).
+
+    `identity` tells one aim from another in a checkpoint.
+    """
+
+    goal: "Goal"
+    refusals: "list[Example]"
+    identity: dict[str, Any]
+
+
+def aim_of(recipe: "Recipe", read: Read) -> Aim:
+    """The recipe's objective with the refusals that it trains; raises `UsageError`, and `DataError` for unusable ones."""
+    from uld_offset_models.goal import parse_goal
+    from uld_offset_models.refusals import read_refusals, refused
+
+    goal = parse_goal(recipe.objective or "")
+    if not goal.refuses:
+        return Aim(goal, [], {"objective": str(goal), "refusals": None})
+    lines = read_refusals(recipe.refusals or "")
+    identity = {"objective": str(goal), "refusals": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
+    return Aim(goal, refused(read.sets.forget, lines, seed=recipe.seed), identity)
 
 
 @dataclass(frozen=True)

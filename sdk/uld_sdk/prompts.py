@@ -18,7 +18,7 @@ def render(tokenizer: Any, prompt: Prompt, *, raw: bool = False, whose: str = "t
     """
     if raw:
         return _some(list(tokenizer.encode(_raw_text(prompt))))
-    messages = _messages(prompt)
+    messages = conversation(prompt)
     if tokenizer.chat_template:
         try:
             return _some(list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]))
@@ -43,14 +43,14 @@ def render_as_trained(tokenizer: Any, prompt: Prompt, *, raw: bool = False, chat
     if raw:
         ids = list(tokenizer.encode(_raw_text(prompt)))
         return ids if start is None or ids[:1] == [start] else [start, *ids]
-    text = prompt_text(tokenizer, [(message["role"], message["content"]) for message in _messages(prompt)], chat_template=False)
+    text = prompt_text(tokenizer, [(message["role"], message["content"]) for message in conversation(prompt)], chat_template=False)
     begin = [start] if start is not None and list(tokenizer("").input_ids[:1]) == [start] else []
     return [*begin, *tokenizer(text, add_special_tokens=False).input_ids]
 
 
 def check_prompt(prompt: Prompt, *, raw: bool) -> None:
     """Raise `UsageError` for what no template is needed to see: no text at all, or messages without roles."""
-    _ = _raw_text(prompt) if raw else _messages(prompt)
+    _ = _raw_text(prompt) if raw else conversation(prompt)
 
 
 def check_room(prompt: int, new: int, context: int | None, *, whose: str) -> None:
@@ -71,7 +71,8 @@ def _raw_text(prompt: Prompt) -> str:
     return prompt
 
 
-def _messages(prompt: Prompt) -> list[dict[str, str]]:
+def conversation(prompt: Prompt) -> list[dict[str, str]]:
+    """A prompt as messages, one text as the user's; raises `UsageError` for what is neither."""
     if isinstance(prompt, str):
         if not prompt.strip():
             raise UsageError("the prompt is empty", hint="pass some text")

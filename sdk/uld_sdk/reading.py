@@ -15,14 +15,14 @@ from uld_sdk.batching import SmallWorker
 
 @dataclass(frozen=True)
 class AlignedReading:
-    """A reading whose excess is told for the target's token ids."""
+    """A reading whose values are told for the target's token ids."""
 
     inner: Any
     alignment: Alignment
 
     @property
     def peak(self) -> float:
-        """The largest excess log p_a - log u in nats, or an upper bound of it."""
+        """The largest excess in nats, of a pair the largest size of a change, or an upper bound of it."""
         return float(self.inner.peak)
 
     @property
@@ -31,8 +31,12 @@ class AlignedReading:
         return None if self.inner.gate is None else float(self.inner.gate)
 
     def excess(self) -> np.ndarray:
-        """Log p_a(y|x) - log u(y) in nats by the target's ids, shape (rows,)."""
+        """Log p_a(y|x) - log u(y), of a pair c (log p_o'(y|x) - log p_o(y|x)), in nats by the target's ids, shape (rows,)."""
         return self.alignment.read(self.inner.excess())
+
+    def frozen(self) -> np.ndarray:
+        """Log p_o(y|x) of a pair's frozen model in nats by the target's ids, shape (rows,)."""
+        return self.alignment.read(self.inner.frozen())
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """What a call returns: text, ids, and a report that says what was done and how sure it is."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,13 @@ class Step:
     changed: bool
     exact: bool
 
+    @classmethod
+    def at(cls, tokenizer: Any, token: int, remote: int, reading: Any, *, touched: bool, exact: bool) -> Self:
+        """The step of a position with the small model's reading there, None without one."""
+        words = [tokenizer.decode([each]) for each in (token, remote)]
+        peak, gate = (None, None) if reading is None else (reading.peak, reading.gate)
+        return cls(token, words[0], remote, words[1], gate, peak, touched, touched and token != remote, exact)
+
 
 @dataclass
 class Report:
@@ -29,10 +37,12 @@ class Report:
 
     `requests` counts HTTP requests, failed ones and those that ask a position again included (a local model makes none).
     `drafted` tokens came from the server, `accepted` stood. Of `positions` verified, `untouched` are proved to be the
-    remote's own, `changed` carry another token than the remote wrote, `exact` are those of the full-vocabulary distribution;
-    at the others the total variation is at most `largest_bound`. `touched_by` counts for each assistant, by its folder, the
-    positions that it moves. `retokenised` counts how often a server that takes text
-    only was continued from another split of the same text.
+    remote's own, `changed` carry another token than the remote wrote, `exact` are those of the full-vocabulary distribution, by
+    nothing but what was reported; at the others the total variation is at most `largest_bound`, and at `completed` of these the
+    frozen small model stood for the tokens that were not reported (tail policy `complete`). `touched_by` counts for each
+    assistant, by its folder, the positions that it moves. `retokenised` counts how often a
+    server that takes text only was continued from another split of the same text, `neutral` the reported tokens that nobody
+    could tell from others (half characters without their bytes): they are never chosen.
     """
 
     mode: str = "greedy"
@@ -45,20 +55,28 @@ class Report:
     changed: int = 0
     exact: int = 0
     largest_bound: float = 0.0
+    completed: int = 0
     touched_by: dict[str, int] = field(default_factory=dict)
     retokenised: int = 0
+    neutral: int = 0
     seconds_server: float = 0.0
     seconds_small: float = 0.0
     seconds_total: float = 0.0
     seconds_first_token: float | None = None
     trace: tuple[Step, ...] = ()
 
+    def count_touching(self, assistants: Sequence[str]) -> bool:
+        """Count a position that these assistants touch; whether there are any."""
+        for name in assistants:
+            self.touched_by[name] += 1
+        return bool(assistants)
+
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of the prompt and of the answer (the end token counts)."""
+    """Tokens of the prompt (None where only the server can count them, and did not) and of the answer (the end token counts)."""
 
-    prompt_tokens: int
+    prompt_tokens: int | None
     completion_tokens: int
 
 
@@ -102,13 +120,15 @@ class ScoreResult:
     """Log-probability of a given text under the unlearned model, in nats: `lower` <= log q <= `upper`, a value a token.
 
     The bounds differ where the server's top k leaves the normaliser or the token itself open; -inf means that the token is
-    outside the kept set, so that the unlearned model never writes it.
+    outside the kept set, so that the unlearned model never writes it. `estimates` lie between them: the upper bounds, or under
+    the tail policy `complete` what the frozen small model makes of the unreported tail.
     """
 
     token_ids: tuple[int, ...]
     lower: tuple[float, ...]
     upper: tuple[float, ...]
     untouched: int
+    estimates: tuple[float, ...]
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -117,8 +137,8 @@ class ScoreResult:
 
     @property
     def logprob(self) -> float:
-        """The whole text's log-probability in nats, at the upper bound."""
-        return sum(self.upper)
+        """The whole text's log-probability in nats, by the estimates."""
+        return sum(self.estimates)
 
     @property
     def exact(self) -> bool:

@@ -38,6 +38,11 @@ class Sampling:
         return self.temperature == 0.0
 
     @property
+    def uncut(self) -> bool:
+        """Whether every token may be drawn."""
+        return self.top_k is None and self.top_p in (None, 1.0) and not self.min_p
+
+    @property
     def for_server(self) -> ServerSampling:
         """The same options for a server that samples its draft itself."""
         return ServerSampling(self.temperature, self.top_k, self.top_p, self.min_p)

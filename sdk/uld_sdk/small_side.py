@@ -1,7 +1,8 @@
 """The assistants' side of a client: loaded once, they render prompts as they were trained, and read answers along."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -29,16 +30,17 @@ class Chosen:
 
     @property
     def kind(self) -> tuple[str, int]:
-        """What two assistants have in common that can run as one batch: the base's weights and their number of layers."""
-        return self.manifest.base.sha256, self.manifest.base.layers
+        """What is equal of two that can run as one batch: the base's weights and their number of layers, of LoRA adapters."""
+        base = self.manifest.base
+        return base.sha256 if self.manifest.lora else self.manifest.sha256, base.layers
 
 
-def choose(folder: str | Path, base: str | Path | None, **said: float | None) -> Chosen:
-    """Read the manifest of a folder; alpha, margin and filter hold where they are said. Raises `ArtifactError`."""
+def choose(folder: str | Path, base: str | Path | None, said: Mapping[str, Any]) -> Chosen:
+    """Read the manifest of a folder; what is `said` of alpha, margin, filter and tail holds instead of it. Raises `ArtifactError`."""
     from uld_offset_models.manifest import read_manifest
 
     manifest = read_manifest(folder)
-    rule = Rule(**{name: getattr(manifest, name) if value is None else value for name, value in said.items()})
+    rule = Rule(**{name: getattr(manifest, name) for name in ("alpha", "margin", "filter", "tail")} | said, method=manifest.method)
     return Chosen(Path(folder), manifest, rule, None if base is None else str(base))
 
 
@@ -51,27 +53,31 @@ def check_once(chosen: Sequence[Chosen]) -> None:
             raise UsageError(f"the assistant {each.folder} is there already, as {there.folder}", hint="name every assistant once")
 
 
+def rule_of(chosen: Sequence[Chosen]) -> Rule | JointRule:
+    """The rule of one, or those of several together; without any, one that nothing is read by."""
+    rules = tuple(each.rule for each in chosen)
+    return JointRule(rules) if len(rules) > 1 else rules[0] if rules else Rule()
+
+
 @dataclass(frozen=True)
 class SmallSide:
-    """A loaded assistant beside a large model; `context` is how many tokens its base can read, None where that is not known.
+    """A loaded assistant or pair beside a large model; `context` is how many tokens its base can read, None where that is not known.
 
-    Those of one worker run as one batch, in which `member` is this one's place.
+    Those of one worker run as one batch. `begin` gives the track of a text of which nothing has been read.
     """
 
     chosen: Chosen
     worker: SmallWorker
-    member: int
+    begin: Callable[[], Any]
     alignment: Alignment
     tokenizer: Any
     context: int | None
 
     def reader(self, prompt: Prompt, *, raw: bool, new: int) -> Reader:
         """Reads along one answer of at most `new` tokens; raises `ContextExceeded` where prompt and answer do not fit."""
-        from uld_offset_models.scorer import Track
-
         ids = render_as_trained(self.tokenizer, prompt, raw=raw, chat_template=self.chosen.manifest.chat_template)
         check_room(len(ids), new, self.context, whose="the assistant's")
-        return Reader(self.worker, self.alignment, ids, Track(member=self.member))
+        return Reader(self.worker, self.alignment, ids, self.begin())
 
 
 @dataclass(frozen=True)
@@ -96,14 +102,8 @@ class SmallSides:
             found |= {side.chosen.manifest.sha256: side for side in (kept if same else _load_group(group, align, device))}
         return cls(tuple(found[each.manifest.sha256] for each in chosen))
 
-    @property
-    def rule(self) -> Rule | JointRule:
-        """The rule of one, or those of several together."""
-        rules = tuple(side.chosen.rule for side in self.sides)
-        return rules[0] if len(rules) == 1 else JointRule(rules)
-
     def reader(self, prompt: Prompt, *, raw: bool, new: int) -> Reader | JointReader:
-        """Reads along one answer of at most `new` tokens, in the terms of `rule`; raises `ContextExceeded`."""
+        """Reads along one answer of at most `new` tokens, in the terms of `rule_of` them; raises `ContextExceeded`."""
         readers = tuple(side.reader(prompt, raw=raw, new=new) for side in self.sides)
         return readers[0] if len(readers) == 1 else JointReader(readers)
 
@@ -115,17 +115,15 @@ class SmallSides:
 
 def _load_group(group: Sequence[Chosen], align: Callable[[str], Alignment], device: str) -> list[SmallSide]:
     from uld_adapters.device import usable_device
-    from uld_offset_models.artifact import load_together
-    from uld_offset_models.scorer import Scorer
+    from uld_offset_models.batch_reading import GroupScorer
+    from uld_offset_models.loading import load_together
 
     alignments = [align(each.manifest.tokenizer_sha256) for each in group]
     base = next((each.base for each in group if each.base is not None), None)
-    models = [found.model for found in load_together([each.folder for each in group], base=base, device=str(usable_device(device)))]
-    thresholds = [each.rule.margin for each in group]
-    beside = list(zip(models[1:], thresholds[1:], strict=True))
-    worker = SmallWorker(Scorer(models[0], threshold=thresholds[0], beside=beside))
-    context = getattr(models[0].backbone.config, "max_position_embeddings", None)
+    artifacts = load_together([each.folder for each in group], base=base, device=str(usable_device(device)))
+    scorer = GroupScorer([artifact.scorer(threshold=each.rule.margin) for artifact, each in zip(artifacts, group, strict=True)])
+    worker = SmallWorker(scorer)
     return [
-        SmallSide(each, worker, member, alignment, model.tokenizer, context)
-        for member, (each, alignment, model) in enumerate(zip(group, alignments, models, strict=True))
+        SmallSide(each, worker, partial(scorer.track, at), alignment, artifact.tokenizer, artifact.context)
+        for at, (each, alignment, artifact) in enumerate(zip(group, alignments, artifacts, strict=True))
     ]

@@ -25,8 +25,9 @@ class TrainResult:
     """A finished training: the folder and its manifest, seconds of training, and the losses of each step (nats).
 
     Every entry of `history` has step, remember, uniform, loss and seconds; some also forget_untouched and retain_untouched, the
-    shares of answers (of the forget set, of the retain hold-out) that stand untouched at every position. With method direct it is
-    forget and retain in the place of remember and uniform, and forget_nll and retain_nll, mean NLL in nats a token, in that of shares.
+    shares of answers (of the forget set, of the retain hold-out) that stand untouched at every position. With the other methods it is
+    forget and retain in the place of remember and uniform; with direct also forget_nll and retain_nll, mean NLL in nats a token, in
+    that of shares.
     """
 
     path: Path
@@ -48,6 +49,11 @@ def train(
     beta: float | None = None,
     trainable: str | None = None,
     refusals: str | Path | None = None,
+    cache: str | Path | None = None,
+    target: str | Path | None = None,
+    start: str | Path | None = None,
+    tail: str | None = None,
+    virtual_tokens: int | None = None,
     layers: int | None = None,
     steps: int | None = None,
     epochs: float | None = None,
@@ -80,23 +86,24 @@ def train(
 ) -> TrainResult:
     """Train an assistant that remembers `forget` and is uniform on `retain`, and save it to `output`.
 
-    With method "direct" tune `base` itself towards an objective such as "npo+kl", and save a peft adapter or a whole model.
-    Settings come from the preset ("gated" unless said otherwise, "direct" with that method), then the recipe file, then the
-    arguments. `forget` and `retain` are paths, hub names or lists of dicts; `max_seconds` bounds the training loop; `on_progress`
-    is called after every step, of several processes in rank 0 alone. Raises `UsageError`, `DataError`, `TrainingDiverged`, `SaveFailed`,
-    and `TrainingError` when interrupted.
+    With method "direct" tune `base` itself towards an objective such as "npo+kl", and save a peft adapter or a whole model. With method
+    "offset" train a pair that starts from `base`, so that its difference, added to the target, does that; what the target says of the
+    rows comes from `cache` or `target`. Settings come from the preset ("gated" unless said otherwise, else that of the method), then the
+    recipe file, then the arguments. `forget` and `retain` are paths, hub names or lists of dicts; `max_seconds` bounds the training loop;
+    `on_progress` is called after every step, of several processes in rank 0 alone. Raises `UsageError`, `DataError`, `TrainingDiverged`,
+    `SaveFailed`, and `TrainingError` when interrupted.
     """
     from uld_offset_models.recipes import resolve
 
     settings = resolve(
         recipe=recipe, preset=preset, method=method, objective=objective, beta=beta, trainable=trainable,
-        refusals=None if refusals is None else str(refusals), layers=layers,
+        refusals=_text(refusals), cache=_text(cache), target=_text(target), start=_text(start), tail=tail, virtual_tokens=virtual_tokens,
+        layers=layers,
         steps=steps, epochs=epochs, min_steps=min_steps, batch_size=batch_size,
         learning_rate=learning_rate, schedule=schedule, weight_decay=weight_decay, clip=clip, rank=rank, lora_alpha=lora_alpha, gate=gate,
         weight=weight, alpha=alpha, margin=margin, filter=filter, seed=seed, device=device, dtype=dtype, holdout=holdout,
         stop_untouched=stop_untouched, resume=resume, checkpoint_every=checkpoint_every, max_length=max_length, max_seconds=max_seconds,
-        chat_template=chat_template, overwrite=overwrite, progress=progress, base=None if base is None else str(base),
-        output=None if output is None else str(output),
+        chat_template=chat_template, overwrite=overwrite, progress=progress, base=_text(base), output=_text(output),
     )  # fmt: skip
     sources = (forget if forget is not None else settings.forget, retain if retain is not None else settings.retain)
     for name, value in (("base", settings.base), ("forget", sources[0]), ("retain", sources[1]), ("output", settings.output)):
@@ -110,7 +117,15 @@ def train(
         from uld_sdk.direct import train_direct
 
         return train_direct(settings, sources, on_progress)
+    if settings.method == "offset":
+        from uld_sdk.offset import train_offset
+
+        return train_offset(settings, sources, on_progress)
     return _train(settings, sources, on_progress)
+
+
+def _text(path: str | Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _train(recipe: "Recipe", sources: tuple[Any, Any], on_progress: OnProgress | None) -> TrainResult:
@@ -140,10 +155,9 @@ def _train(recipe: "Recipe", sources: tuple[Any, Any], on_progress: OnProgress |
 
     def save() -> "Manifest":
         manifest = _manifest(prepared, trained, assistant)
-        assistant.adapter.peft_config["default"].base_model_name_or_path = manifest.base.id
         return save_artifact(
             prepared.output,
-            adapter=assistant.adapter,
+            model=assistant.adapter,
             gate=assistant.gate,
             tokenizer=prepared.tokenizer,
             manifest=manifest,

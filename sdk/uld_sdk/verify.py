@@ -8,7 +8,7 @@ import numpy as np
 
 from uld_adapters.logprobs import TopLogprobs
 from uld_offset_models.several import JointRule
-from uld_offset_models.shift import Ensemble, Rule, ensemble, reported
+from uld_offset_models.shift import Ensemble, Rule, completed, ensemble, reported
 from uld_sdk.sampling import Sampling, gumbel, process
 
 MANY = float(np.log(1e6))  # more tokens than any vocabulary has
@@ -26,13 +26,15 @@ class Mode(StrEnum):
 class Verdict:
     """What is decided at one position: the ranking of tokens to write there, best first, and how certain that is.
 
-    `bound` is the total variation to the distribution with a complete report; 0 when `exact`.
+    `bound` is the total variation to the distribution with a complete report; 0 when `exact`. `completed` says that the
+    ranking counts tokens which were not reported, by the frozen small model's estimate.
     """
 
     ranking: tuple[int, ...]
     touched: bool
     exact: bool
     bound: float
+    completed: bool = False
 
     @property
     def token(self) -> int:
@@ -55,6 +57,18 @@ def stands_unseen(reading: Any, rule: Rule | JointRule, mode: Mode) -> bool:
     return mode is not Mode.MATCH and not is_touched(reading, rule)
 
 
+def end_stands(reading: Any, rule: Rule | JointRule, sampling: Sampling, ends: frozenset[int]) -> bool:
+    """Whether an end that a server wrote without reporting its position is q's own choice.
+
+    A greedy server ends where p_M(end) is the largest, so that p_M(end) * exp(g(end)) is the largest, too, if no g exceeds g(end).
+    Nothing can be said of a draw.
+    """
+    if reading is None or not sampling.greedy:
+        return False
+    shift = rule.shift(reading)
+    return all(shift[end] >= shift.max() for end in ends if end < shift.size)
+
+
 def undone(top: TopLogprobs, temperature: float) -> TopLogprobs:
     """A report after temperature T as if before it: log p = T * log p' + constant, for differences are all that q needs.
 
@@ -66,7 +80,7 @@ def undone(top: TopLogprobs, temperature: float) -> TopLogprobs:
         mass = np.log(top.tail_mass)
         tail = mass + (temperature - 1) * float(top.logprobs[-1]) if temperature >= 1 else temperature * mass + (1 - temperature) * MANY
         total = float(np.logaddexp(total, tail))
-    return TopLogprobs(top.ids, raw - total, top.complete)
+    return TopLogprobs(top.ids, raw - total, top.complete, tuple(value * temperature - total for value in top.neutral))
 
 
 def judge(
@@ -85,33 +99,63 @@ def judge(
     greedy: argmax q. match: argmax over log q + Gumbel noise of (seed, position). pass-through: the server's draw `drafted`
     stands with probability min(1, q / p_D), else a draw from max(0, q - p_D) takes its place, so that what is written has the
     distribution q (speculative sampling, arXiv 2211.17192); p_D is what the server drew from, `processed` where it reports it.
-    Where p_D is not known, a fresh draw from q. An untouched position has q = p_M, without the filter.
+    Where p_D is not known, a fresh draw from q. An untouched position has q = p_M, without the filter. Under the tail policy
+    `complete` a tail that matters is filled in; what the report alone settles stays settled by it.
     """
-    touched = is_touched(reading, rule)
-    q = ensemble(top, rule.shift(reading), rule.ratio(reading)) if touched else reported(top)
+    touched, ratio = is_touched(reading, rule), 0.0
+    if not touched:
+        known = whole = reported(top)
+    else:
+        shift, ratio = rule.shift(reading), rule.ratio(reading)
+        known = whole = ensemble(top, shift, ratio)
+        unsettled = known.tail and not (sampling.greedy and known.beaten)
+        if unsettled and (frozen := rule.frozen(reading)) is not None:
+            whole = ensemble(completed(top, frozen), shift, ratio)
+    filled = whole is not known
+    cut = ratio > 0 or not sampling.uncut
     if sampling.greedy:
-        return Verdict(tuple(q.ids.tolist()), touched, q.beaten, 0.0 if q.beaten else q.bound)
+        bound = 0.0 if known.beaten else known.bound
+        if filled:
+            bound = _joined(bound, (known.ids, known.logprobs), (whole.ids, whole.logprobs), cut=cut)
+        return Verdict(tuple(whole.ids.tolist()), touched, known.beaten, bound, filled)
     # What the tail weighs is known only where nothing moves it: no shift, no temperature, no cut before top-p.
-    known = not touched and sampling.temperature == 1.0 and sampling.top_k is None
-    drawn = process(q.logprobs, sampling, tail=q.tail if known else 0.0)
-    kept = np.isfinite(drawn)
-    bound = sampled_bound(q, sampling, kept, known=known)
+    plain = not touched and sampling.temperature == 1.0 and sampling.top_k is None
+    drawn = process(known.logprobs, sampling, tail=known.tail if plain else 0.0)
+    bound = sampled_bound(known, sampling, np.isfinite(drawn), known=plain)
+    if filled:
+        estimate = process(whole.logprobs, sampling)
+        bound, drawn = _joined(bound, (known.ids, drawn), (whole.ids, estimate), cut=cut), estimate
     if mode is Mode.MATCH:
-        order = np.argsort(-(drawn + gumbel(sampling.seed or 0, position, q.ids)), kind="stable")
+        order = np.argsort(-(drawn + gumbel(sampling.seed or 0, position, whole.ids)), kind="stable")
     else:
         draft = (
             draft_logprobs(top, sampling)
             if processed is None
             else dict(zip(processed.ids.tolist(), processed.logprobs.tolist(), strict=True))
         )
-        order = _drawn(q.ids, drawn, draft, drafted)
-    return Verdict(tuple(int(q.ids[i]) for i in order if kept[i]), touched, bound == 0.0, bound)
+        order = _drawn(whole.ids, drawn, draft, drafted)
+    kept = np.isfinite(drawn)
+    return Verdict(tuple(int(whole.ids[i]) for i in order if kept[i]), touched, bound == 0.0, bound, filled and bound > 0)
+
+
+def _joined(bound: float, known: tuple[np.ndarray, np.ndarray], filled: tuple[np.ndarray, np.ndarray], *, cut: bool) -> float:
+    """Total variation, at most, of what an estimated tail makes from the truth; both arguments are ids with log-probabilities.
+
+    The truth differs from the distribution within K by `bound` at most, the estimate by what can be counted. Where nothing is cut
+    both are that distribution mixed with some tail, so that the larger difference counts; else they add up.
+    """
+    difference = np.zeros(1 + max(int(ids.max()) for ids, _ in (known, filled)))
+    for (ids, logprobs), sign in ((known, 1.0), (filled, -1.0)):
+        difference[ids] += sign * np.exp(logprobs)
+    apart = float(np.abs(difference).sum()) / 2
+    joined = min(1.0, bound + apart) if cut else max(bound, apart)
+    return joined if joined > 1e-9 else 0.0
 
 
 def draft_logprobs(top: TopLogprobs, sampling: Sampling) -> dict[int, float]:
     """Log p_D in nats of the tokens that a server with these sampling options draws from, empty where the report cannot tell."""
     plain = reported(top)
-    if sampling.temperature == 1.0 and not (sampling.top_k or sampling.min_p) and (sampling.top_p or 1.0) == 1.0:
+    if sampling.temperature == 1.0 and sampling.uncut:
         values = plain.logprobs
     else:
         known = sampling.temperature == 1.0 and sampling.top_k is None
@@ -122,16 +166,20 @@ def draft_logprobs(top: TopLogprobs, sampling: Sampling) -> dict[int, float]:
 
 
 def _drawn(ids: np.ndarray, log_q: np.ndarray, log_draft: dict[int, float], drafted: int | None) -> np.ndarray:
-    """The order in which tokens are taken: the draft first if it stands, else by a draw from what q has beyond the draft's share."""
+    """The order in which tokens are taken: the draft first if it stands, else by a draw from what q has beyond the draft's share.
+
+    A drafted token that p_D does not name came out of its unreported tail, of which q has nothing that could be compared.
+    """
     rng = np.random.default_rng()
     order = np.argsort(-(log_q + rng.gumbel(size=log_q.size)), kind="stable")
-    if drafted not in log_draft:
+    if drafted is None or not log_draft:
         return order
     here = np.flatnonzero(ids == drafted)
-    if here.size and np.log(rng.random()) < log_q[here[0]] - log_draft[drafted]:
+    if here.size and np.log(rng.random()) < log_q[here[0]] - log_draft.get(drafted, np.inf):
         return np.concatenate([here, order[order != here[0]]])
-    share = np.exp([log_draft.get(token, -np.inf) for token in ids.tolist()])
-    beyond = np.maximum(0.0, np.exp(log_q) - share)
+    share = np.zeros(1 + max(int(ids.max()), *log_draft))
+    share[list(log_draft)] = np.exp(list(log_draft.values()))
+    beyond = np.maximum(0.0, np.exp(log_q) - share[ids])
     with np.errstate(divide="ignore"):
         drawn = np.log(beyond) + rng.gumbel(size=beyond.size)
     return np.lexsort((np.argsort(order), -drawn))  # what q has nothing more of comes last

@@ -12,8 +12,9 @@ from tiny import tiny_model
 from tiny_rows import FORGET, RETAIN
 from uld_adapters.errors import ArtifactMismatch
 from uld_offset_models.adapter_batch import BatchedLora, Delta, Parts
-from uld_offset_models.artifact import load_artifact, load_together
-from uld_offset_models.scorer import Scorer, Track
+from uld_offset_models.artifact import load_artifact
+from uld_offset_models.batch_reading import GroupScorer
+from uld_offset_models.loading import load_together
 from uld_offset_models.thin import ThinLinear, thin_linear
 
 
@@ -34,7 +35,7 @@ def test_a_thin_product_is_the_plain_one(shape: tuple[int, ...], rows: int) -> N
 def test_each_part_goes_through_its_own_adapter(counts: tuple[int, ...] | None, tokens: int) -> None:
     weight, bias = drawn(20, 16), drawn(20, seed=1)
     deltas: list[Delta | None] = [(drawn(4, 16, seed=2), drawn(20, 4, seed=3)), None, (drawn(2, 16, seed=4), drawn(20, 2, seed=5))]
-    layer = BatchedLora(weight, bias, deltas, Parts(counts))
+    layer = BatchedLora(weight, bias, deltas, Parts(3, counts))
     x = drawn(6, tokens, 16, seed=6)
     expected, at = [], 0
     for count, delta in zip(counts or (2, 2, 2), deltas, strict=True):
@@ -45,7 +46,7 @@ def test_each_part_goes_through_its_own_adapter(counts: tuple[int, ...] | None, 
 
 
 def test_a_batch_that_is_not_divided_by_its_parts_is_refused() -> None:
-    layer = BatchedLora(drawn(20, 16), None, [None, None], Parts((1, 2)))
+    layer = BatchedLora(drawn(20, 16), None, [None, None], Parts(2, (1, 2)))
     with pytest.raises(ValueError, match=r"a batch of 4 rows is not divided by \(1, 2\)"):
         layer(drawn(4, 1, 16))
 
@@ -65,16 +66,17 @@ def artifacts(tiny_target: Path, tiny_artifact: Path, tmp_path_factory: pytest.T
 
 
 @pytest.fixture(scope="module")
-def together(artifacts: list[Path]) -> tuple[Scorer, list[int]]:
+def together(artifacts: list[Path]) -> tuple[GroupScorer, list[int]]:
     """A scorer of all three, and how many rows each forward pass of the backbone had."""
-    models = [artifact.model for artifact in load_together(artifacts)]
+    loaded = load_together(artifacts)
     batches: list[int] = []
-    models[0].backbone.register_forward_pre_hook(lambda _, __, words: batches.append(len(words["input_ids"])), with_kwargs=True)
-    return Scorer(models[0], threshold=3.0, beside=[(models[1], 3.0), (models[2], 1.0)]), batches
+    loaded[0].small.backbone.register_forward_pre_hook(lambda _, __, words: batches.append(len(words["input_ids"])), with_kwargs=True)
+    return GroupScorer([artifact.scorer(threshold=limit) for artifact, limit in zip(loaded, THRESHOLDS, strict=True)]), batches
 
 
 TEXTS = [[5, 17, 80, 300, 41], [9, 9, 200], [350, 12, 77, 60, 61, 62, 63, 210], [33], [4, 8, 15, 16, 23, 42]]
 OWNERS = [0, 1, 2, 2, 0]
+THRESHOLDS = [3.0, 3.0, 1.0]
 
 
 @torch.inference_mode()
@@ -86,11 +88,11 @@ def alone(folder: Path, ids: list[int]) -> tuple[np.ndarray, list[float] | None]
     return excess, None if model.gate is None else model.gate(hidden).tolist()
 
 
-def test_in_one_batch_each_reads_as_if_alone(artifacts: list[Path], together: tuple[Scorer, list[int]]) -> None:
+def test_in_one_batch_each_reads_as_if_alone(artifacts: list[Path], together: tuple[GroupScorer, list[int]]) -> None:
     """Texts cut at random, read by three adapters in whatever order, each with the caches of its own."""
     scorer, batches = together
     rng = np.random.default_rng(1)
-    tracks = [Track(member=owner) for owner in OWNERS]
+    tracks = [together[0].track(owner) for owner in OWNERS]
     seen: list[list[Any]] = [[] for _ in TEXTS]
     left = [list(text) for text in TEXTS]
     passes = len(batches)
@@ -111,12 +113,11 @@ def test_in_one_batch_each_reads_as_if_alone(artifacts: list[Path], together: tu
         for at, reading in enumerate(readings):
             np.testing.assert_allclose(reading.excess(), excess[at], atol=2e-4)
             assert reading.gate == (None if gates is None else pytest.approx(gates[at], abs=1e-5))
-            threshold = 1.0 if owner == 2 else 3.0
-            assert (reading.peak > threshold) == (excess[at].max() > threshold)
+            assert (reading.peak > THRESHOLDS[owner]) == (excess[at].max() > THRESHOLDS[owner])
 
 
-def test_only_the_last_reading_where_no_other_is_wanted(artifacts: list[Path], together: tuple[Scorer, list[int]]) -> None:
-    jobs = [(Track(member=owner), text) for text, owner in zip(TEXTS, OWNERS, strict=True)]
+def test_only_the_last_reading_where_no_other_is_wanted(artifacts: list[Path], together: tuple[GroupScorer, list[int]]) -> None:
+    jobs = [(together[0].track(owner), text) for text, owner in zip(TEXTS, OWNERS, strict=True)]
     for (reading,), text, owner in zip(together[0].read(jobs, every=False), TEXTS, OWNERS, strict=True):
         np.testing.assert_allclose(reading.excess(), alone(artifacts[owner], text)[0][-1], atol=2e-4)
 

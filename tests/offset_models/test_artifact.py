@@ -58,7 +58,7 @@ def saved(base: Path, tmp_path: Path) -> tuple[Path, Assistant]:
         for parameter in assistant.trained().values():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     output = tmp_path / "assistant"
-    save_artifact(output, adapter=assistant.adapter, gate=assistant.gate, tokenizer=tokenizer, manifest=describe(base, tokenizer))
+    save_artifact(output, model=assistant.adapter, gate=assistant.gate, tokenizer=tokenizer, manifest=describe(base, tokenizer))
     return output, assistant
 
 
@@ -207,7 +207,7 @@ def test_a_tokenizer_of_several_templates_is_saved_whole(base: Path, tmp_path: P
     tokenizer.chat_template = {"default": tiny.CHAT_TEMPLATE, "tool_use": tiny.CHAT_TEMPLATE}
     assistant = build_assistant(model, tokenizer, rank=2, lora_alpha=2, gate=True, seed=0)
     manifest = save_artifact(
-        tmp_path / "out", adapter=assistant.adapter, gate=assistant.gate, tokenizer=tokenizer, manifest=describe(base, tokenizer)
+        tmp_path / "out", model=assistant.adapter, gate=assistant.gate, tokenizer=tokenizer, manifest=describe(base, tokenizer)
     )
     assert "additional_chat_templates/tool_use.jinja" in manifest.files
     assert set(load_artifact(tmp_path / "out").model.tokenizer.chat_template) == {"default", "tool_use"}
@@ -261,7 +261,7 @@ def test_what_cannot_be_written_leaves_nothing_behind(
     before = set(tmp_path.iterdir())
     with pytest.raises(SaveFailed, match=words):
         save_artifact(
-            tmp_path / "out", adapter=assistant.adapter, gate=assistant.gate, tokenizer=tokenizer, manifest=describe(base, tokenizer)
+            tmp_path / "out", model=assistant.adapter, gate=assistant.gate, tokenizer=tokenizer, manifest=describe(base, tokenizer)
         )
     assert set(tmp_path.iterdir()) == before
 
@@ -288,7 +288,7 @@ def test_nothing_is_replaced_unasked(saved: tuple[Path, Assistant], base: Path, 
     path, assistant = saved
     tokenizer = load_base(base, layers=1)[1]
     parts: dict[str, Any] = {
-        "adapter": assistant.adapter,
+        "model": assistant.adapter,
         "gate": None,
         "tokenizer": tokenizer,
         "manifest": describe(base, tokenizer, gate=False),

@@ -236,7 +236,7 @@ def test_the_chosen_values_and_the_rule_are_in_the_manifest(artifact: Path, vllm
     assert record.rule in card
     assert manifest.data == before.data
     with uld_sdk.UnlearnedClient(**reach(vllm_server, "vllm"), assistant=artifact) as client:
-        assert client._client._chosen[0].rule == Rule(1.25, 0.6, 0.01)
+        assert client._client.rule == Rule(1.25, 0.6, 0.01)
     assert [path.name for path in artifact.parent.iterdir()] == ["artifact"], "nothing is left beside it"
 
 

@@ -128,7 +128,10 @@ class Outside(HTMLParser):
         assert self.open.pop() == tag
 
 
-SETTINGS = {"topic": "Isaac <Newton>", "model": "m", "server": "s", "top_logprobs": 20, "preset": "gated", "alpha": 0.75, "margin": 3.0}
+SETTINGS = {
+    "topic": "Isaac <Newton>", "model": "m", "server": "s", "top_logprobs": 20, "method": "uld", "preset": "gated", "alpha": 0.75,
+    "margin": 3.0,
+}  # fmt: skip
 
 
 def report() -> dict[str, object]:
@@ -157,6 +160,19 @@ def test_the_page_stands_alone_and_escapes_what_models_write() -> None:
     assert "Isaac &lt;Newton&gt;" in page
     assert "peak 9.0 nats" in page
     assert not re.search(r"\$[a-z_]+", page)
+
+
+def test_the_page_of_pairs_compares_them_and_has_their_targets() -> None:
+    lines = [{"variant": "ULD", "forget_rouge": 0.2}, {"variant": "offset <gated>", "forget_rouge": 0.4}]
+    history = [{"step": 1, "forget": 9.0, "retain": 0.2}, {"step": 2, "forget": 2.0, "retain": 0.1, "retain_untouched": 1.0}]
+    page = render({**report(), "settings": {**SETTINGS, "method": "offset"}, "compared": lines, "training_history": history})
+    outside = Outside()
+    outside.feed(page)
+    assert outside.open == []
+    assert "Beside each other" in page
+    assert "offset &lt;gated&gt;" in page
+    assert "target: at most 0.60" in page
+    assert "Beside each other" not in render(report())
 
 
 def test_the_page_of_an_assistant_without_gate() -> None:

@@ -1,6 +1,7 @@
 """Whatever the server and however the text is cut into drafts, the answer is that of the slow reference loop."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from decoding import LENGTH, PROMPTS, RULE, K, answer, likeness, speaking
 from reference import Reference
+from uld_adapters.backend import TakesMessages
 from uld_adapters.emulator import EmulatorServer, build_app
+from uld_adapters.emulator.engine import Engine
 from uld_adapters.registry import create_backend
 from uld_adapters.vocabulary.tokens import end_token_ids
 from uld_offset_models.assistant import SmallModel
@@ -39,27 +42,43 @@ def speaking_target(tiny_target: Path, tmp_path_factory: pytest.TempPathFactory)
     return speaking(tiny_target, tmp_path_factory.mktemp("speaking") / "target")
 
 
+TEXT = {  # servers that are continued by text, and how they are emulated
+    "tgi": {"dialect": "tgi", "max_top_n_tokens": 20},
+    "openai-chat": {"dialect": "openai", "prefill": "continue_final_message"},
+    "openai-text": {"dialect": "openai", "token_prompts": False},
+}
+NAMES = ["hf", "tgi", "vllm", "llamacpp", "openai-chat", "openai-ids", "openai-text"]
+
+
+def top(name: str) -> int:
+    """The k to ask for: completions of the OpenAI kind give 5."""
+    return 5 if name in ("openai-ids", "openai-text") else K
+
+
 @pytest.fixture(scope="module")
-def tgi_text_server(speaking_target: Path) -> Iterator[Any]:
-    with EmulatorServer(build_app(speaking_target, dialect="tgi", max_top_n_tokens=20)) as server:
-        yield server
+def text_servers(speaking_target: Path) -> Iterator[dict[str, str]]:
+    """Addresses by name."""
+    engine = Engine.load(speaking_target)
+    with contextlib.ExitStack() as stack:
+        yield {name: stack.enter_context(EmulatorServer(build_app(engine, **options))).url for name, options in TEXT.items()}
 
 
 def target_folder(name: str, request: pytest.FixtureRequest) -> Path:
-    return request.getfixturevalue("speaking_target" if name == "tgi" else "tiny_target")
+    return request.getfixturevalue("speaking_target" if name in TEXT else "tiny_target")
 
 
 def backend_for(name: str, request: pytest.FixtureRequest) -> Any:
-    folder = str(target_folder(name, request))
-    if name == "tgi":
-        return create_backend("tgi", base_url=request.getfixturevalue("tgi_text_server").url, tokenizer=folder, top_logprobs=K)
-    if name == "hf":
+    folder, kind = str(target_folder(name, request)), name.partition("-")[0]
+    options: dict[str, Any] = {"tokenizer": folder, "top_logprobs": top(name)}
+    if kind == "hf":
         return create_backend("hf", model=folder, top_logprobs=K)
-    server = request.getfixturevalue(f"{name}_server")
-    return create_backend(name, base_url=server.url, tokenizer=folder, top_logprobs=K)
+    url = request.getfixturevalue("text_servers")[name] if name in TEXT else request.getfixturevalue(f"{kind}_server").url
+    if kind == "openai":
+        options["route"] = "chat" if name == "openai-chat" else "completions"
+    return create_backend(kind, base_url=url, **options)
 
 
-@pytest.fixture(params=["hf", "tgi", "vllm", "llamacpp"])
+@pytest.fixture(params=NAMES)
 async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
     made = backend_for(request.param, request)
     yield made
@@ -68,9 +87,18 @@ async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
 
 @pytest.fixture
 def reference(backend: Any, request: pytest.FixtureRequest, small: SmallModel) -> Reference:
-    target = AutoModelForCausalLM.from_pretrained(target_folder(backend.name, request), dtype=torch.float32).eval()
+    name = request.node.callspec.params["backend"]
+    target = AutoModelForCausalLM.from_pretrained(target_folder(name, request), dtype=torch.float32).eval()
     ends = end_token_ids(small.tokenizer)
-    return Reference(target, small.backbone, small.head, small.gate, ends, K, alpha=RULE.alpha, resume=lambda ids: backend.resume(ids))
+    start = backend.tokenizer.convert_tokens_to_ids("<|assistant|>")
+
+    def resume(ids: list[int]) -> list[int] | None:
+        """Where the server renders conversations, only the answer is the backend's."""
+        cut = len(ids) - ids[::-1].index(start) if isinstance(backend, TakesMessages) else 0
+        resumed = backend.resume(ids[cut:])
+        return None if resumed is None else [*ids[:cut], *resumed]
+
+    return Reference(target, small.backbone, small.head, small.gate, ends, top(name), alpha=RULE.alpha, resume=resume)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -96,13 +124,13 @@ async def test_every_draft_length_gives_the_reference_answer(
 async def test_the_plain_remote_is_left_as_it_is(backend: Any, reference: Reference) -> None:
     await backend.probe()
     ids = render(backend.tokenizer, PROMPTS[0])
-    plain = Reference(reference.target, reference.backbone, reference.head, None, reference.ends, K, margin=1e9)
+    plain = Reference(reference.target, reference.backbone, reference.head, None, reference.ends, reference.k, margin=1e9)
     expected, _ = plain.generate(ids, ids, LENGTH)
     result = await answer(backend, None, PROMPTS[0], sampling=Sampling(), mode=Mode.GREEDY)
     assert list(result.token_ids) == expected
     assert result.untouched
-    most = {"hf": 0, "tgi": 1, "vllm": 1, "llamacpp": 1 + LENGTH}  # llama.cpp is asked again for each half character
-    assert min(1, most[backend.name]) <= result.report.requests <= most[backend.name]
+    most = {"hf": 0, "llamacpp": 1 + LENGTH}.get(backend.name, 1)  # llama.cpp is asked again for each half character
+    assert min(1, most) <= result.report.requests <= most
 
 
 async def test_many_answers_share_the_small_models_passes(request: pytest.FixtureRequest, small: SmallModel) -> None:

@@ -15,10 +15,11 @@ from uld_adapters import http
 from uld_adapters.errors import RequestRejected, ServerBusy
 from uld_adapters.vocabulary.classify import Identity
 from uld_offset_models.shift import Rule, uld_shift
-from uld_sdk.generation import Answer, Settings
+from uld_sdk.generation import Answer
 from uld_sdk.reading import Reader
 from uld_sdk.result import Result
 from uld_sdk.sampling import Sampling, process
+from uld_sdk.settings import Settings
 from uld_sdk.verify import Mode
 
 RULE = Rule(alpha=3.0, margin=1.0, filter=0.05)

@@ -35,8 +35,7 @@ class Names:
         data = self.bytes_of(token)
         if not self._token_bytes:
             return data.decode("utf-8", "replace")
-        text = data.decode("utf-8", "backslashreplace")
-        return text if text.encode() == data else f"bytes:{text}"
+        return data.decode() if _is_whole(data) else "bytes:" + data.decode("utf-8", "backslashreplace")
 
     def chat(self, token: int, value: float) -> dict[str, Any]:
         """The entry of a token in the newer route."""
@@ -65,6 +64,14 @@ def completion_lists(names: Names, steps: list[tuple[Step, int]], k: int) -> dic
     return lists
 
 
+def _is_whole(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 @dataclass
 class _Waiting:
     """A written token, where its text begins, and where it ends once the character is complete."""
@@ -88,12 +95,13 @@ class Telling:
 
     def push(self, step: Step, data: bytes) -> None:
         """Take one written token, and look for stop strings."""
-        begin = len(self._text)
+        before = len(self._text)
         self._text += self._decoder.decode(data)
-        self._waiting.append(_Waiting(step, begin))
+        own = len(data.decode()) if _is_whole(data) else len(self._text) - before
+        self._waiting.append(_Waiting(step, len(self._text) - own))  # what was broken before it is not its own
         if not self._decoder.getstate()[0]:
             self._settle()
-        found = [at for s in self._stop if (at := self._text.find(s, max(0, begin - len(s) + 1))) >= 0]
+        found = [at for s in self._stop if (at := self._text.find(s, max(0, before - len(s) + 1))) >= 0]
         if found:
             self._text, self.stopped = self._text[: min(found)], True
             self._waiting = [waiting for waiting in self._waiting if waiting.begin < len(self._text)]

@@ -25,9 +25,6 @@ CORPUS = (
 
 _GIVE_FILE = "pass the tokenizer of the served model: a folder, a GGUF file, a tiktoken, SentencePiece or tekken file"
 
-# llama.cpp's names for byte-level BPE that cuts every digit off by itself before merging.
-_ONE_DIGIT = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell"})
-
 
 @lru_cache(maxsize=1)
 def _byte_alphabet() -> dict[str, int]:
@@ -91,6 +88,8 @@ class Vocabulary:
     def from_hf(cls, tokenizer: Any, *, head_rows: int | None = None, name: str = "") -> "Vocabulary":
         """Read a transformers fast tokenizer, or the folder, GGUF file or hub name of one."""
         tokenizer = load_tokenizer(tokenizer)
+        if isinstance(own := getattr(tokenizer, "vocabulary", None), cls):  # a PlainTokenizer
+            return own
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise UsageError(f"{type(tokenizer).__name__} is no fast tokenizer", hint="convert it to tokenizer.json first")
         state = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -220,20 +219,6 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return Vocabulary.from_hf(tokenizer).fingerprint
 
 
-def _from_gguf(path: Path) -> Any:
-    """Transformers reads tokens and merges out of a GGUF file, but not how text is cut before merging: mend that."""
-    from tokenizers import pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    from uld_adapters.gguf_file import Gguf
-
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path.parent), gguf_file=path.name)
-    if Gguf.read(path).metadata.get("tokenizer.ggml.pre") in _ONE_DIGIT:
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
-    return tokenizer
-
-
 def load_tokenizer(source: Any) -> Any:
     """A transformers fast tokenizer from an object, a folder, a GGUF file or a hub name."""
     if not isinstance(source, str | Path):
@@ -243,7 +228,9 @@ def load_tokenizer(source: Any) -> Any:
     path = Path(source)
     try:
         if path.suffix == ".gguf":
-            return _from_gguf(path)
+            from uld_adapters.gguf_file import gguf_tokenizer
+
+            return gguf_tokenizer(path)
         return AutoTokenizer.from_pretrained(str(source))
     except (OSError, ValueError) as error:
         raise TokenizerMismatch(

@@ -80,7 +80,8 @@ def augment(
         raise UsageError(f"nothing would go into {retain_out}", hint="add --neighbours 1 or --retain R.jsonl, or leave --retain-out out")
     if backend is None and not offline and not wanted.nothing:
         raise UsageError(
-            "nothing says where the texts come from", hint="--backend tgi, vllm, llamacpp or hf with its --base-url, or --offline for rules"
+            "nothing says where the texts come from",
+            hint="--backend tgi, vllm, llamacpp, openai or hf with its --base-url, or --offline for rules",
         )
     began = time.perf_counter()
     path, retain_path = Path(output).expanduser(), None if retain_out is None else Path(retain_out).expanduser()

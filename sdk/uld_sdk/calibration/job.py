@@ -25,7 +25,8 @@ from uld_sdk.options import ConnectionKeywords
 if TYPE_CHECKING:
     from uld_offset_models.sources import Source
 
-_DECIDED = ("assistant", "alpha", "margin", "filter", "on_touched", "refusal", "draft", "trace")
+_SWEPT = ("alpha", "margin", "filter")
+_DECIDED = ("assistant", *_SWEPT, "tail", "on_touched", "refusal", "draft", "trace")
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,11 @@ def calibrate(
     _check(connection, max_new_tokens=max_new_tokens, concurrency=concurrency)
     thresholds = Thresholds(forget_changed, retain_identical)
     manifest = read_manifest(artifact)
+    if manifest.method != "uld":
+        raise UsageError(
+            f"{artifact} is a pair, and calibrate sweeps assistants",
+            hint="give the client another alpha or margin, and compare its answers",
+        )
     before = Rule(manifest.alpha, manifest.margin, manifest.filter)
     axes = (
         grid_values("--alphas", alphas, ALPHAS, own=before.alpha),
@@ -169,13 +175,18 @@ def _cost(rows: list[Row], capabilities: Capabilities) -> str:
     return "; ".join(parts)
 
 
+def _swept(rule: Rule) -> dict[str, float]:
+    """What a sweep varies."""
+    return {name: getattr(rule, name) for name in _SWEPT}
+
+
 def _record(result: CalibrationResult, chosen: Point) -> Manifest:
     calibration = Calibration(
         rule=result.rule,
         thresholds=asdict(result.thresholds),
-        chosen=asdict(chosen.rule),
-        before=asdict(result.before),
-        reached={name: value for name, value in chosen.to_dict().items() if name not in asdict(chosen.rule) and value is not None},
+        chosen=_swept(chosen.rule),
+        before=_swept(result.before),
+        reached={name: value for name, value in chosen.to_dict().items() if name not in _SWEPT and value is not None},
         holdout=dict(result.holdout),
         apart_from=list(result.apart_from),
         rows=dict(result.rows),

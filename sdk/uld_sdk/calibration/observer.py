@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from uld_adapters.backend import Backend
 from uld_adapters.errors import DataError, MalformedAnswer
 from uld_adapters.logprobs import Score
 from uld_offset_models.data import Row
@@ -24,17 +25,17 @@ class Observer(AsyncUnlearnedClient):
         turns = row.example.messages
         alone = len(turns) == 1 and turns[0][0] == "user"
         prompt: Prompt = turns[0][1] if alone else [{"role": role, "content": content} for role, content in turns]
-        ids = self._render(prompt, raw=False)
+        backend, ids = self._about(prompt, raw=False)
         if row.example.answer:
             tokens = list(self.backend.tokenizer.encode(row.example.answer, add_special_tokens=False))
             if not tokens:
                 raise DataError(f"{row.example.place}: the answer has no token", hint="fill it, or leave the field out")
             check_room(len(ids), len(tokens), capabilities.context, whose="the model's")
-            score = await self.backend.score(ids, tokens)
+            score = await backend.score(ids, tokens)
             own = [int(top.ids[0]) for top in score.positions]
         else:
             check_room(len(ids), max_new_tokens, capabilities.context, whose="the model's")
-            score = await self._asked(ids, max_new_tokens)
+            score = await _asked(backend, ids, max_new_tokens)
             own = list(score.tokens)
         if self._small is None:
             raise MalformedAnswer("a calibration without an assistant", hint="name the artifact")
@@ -65,10 +66,16 @@ class Observer(AsyncUnlearnedClient):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _asked(self, ids: Sequence[int], max_new_tokens: int) -> Score:
-        """The remote's own answer: its draft reports K and each token's own value, so that nothing need be scored again."""
-        draft = await self.backend.draft(ids, max_new_tokens)
-        if not draft.tokens:
-            raise MalformedAnswer("the server ended its answer without writing anything")
-        values = [top.of(token) for token, top in zip(draft.tokens, draft.positions, strict=True)]
-        return Score(draft.tokens, np.array([np.nan if value is None else value for value in values]), draft.positions)
+
+async def _asked(backend: Backend, ids: Sequence[int], max_new_tokens: int) -> Score:
+    """The remote's own answer: its draft reports K and each token's own value, so that nothing need be scored again.
+
+    An end that the server does not report is left out.
+    """
+    draft = await backend.draft(ids, max_new_tokens)
+    reported = [(token, top) for token, top in zip(draft.tokens, draft.positions, strict=True) if top.ids.size]
+    if not reported:
+        raise MalformedAnswer("the server ended its answer without writing anything")
+    values = [top.of(token) for token, top in reported]
+    tokens, tops = zip(*reported, strict=True)
+    return Score(tokens, np.array([np.nan if value is None else value for value in values]), tops)

@@ -54,12 +54,14 @@ def manifest_facts(path: str) -> dict[str, Any]:
     from uld_offset_models.manifest import read_manifest
 
     manifest = read_manifest(path).model_dump(mode="json")
-    shown = ("method", "preset", "alpha", "margin", "filter", "gate", "assistant_parameters", "trainable_parameters", "steps")
+    shown = ("method", "preset", "alpha", "margin", "filter", "tail", "gate", "assistant_parameters", "trainable_parameters", "steps")
+    pair = manifest["pair"] or {}
     return {
         "path": path,
         "base": manifest["base"]["id"],
         "layers": manifest["base"]["layers"],
         **{name: manifest[name] for name in shown},
+        **{f"trained_{name}": value for name, value in pair.items() if name != "whole"},
         "training_seconds": manifest["training_seconds"],
         "calibrated": None if manifest["calibration"] is None else manifest["calibration"]["rule"],
         "created": manifest["created"],

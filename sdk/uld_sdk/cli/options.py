@@ -28,7 +28,9 @@ class ServerOptions:
 
     backend: Annotated[
         str | None,
-        typer.Option("--backend", "-b", envvar="ULD_BACKEND", help="hf, tgi, vllm, llamacpp or an installed one.", rich_help_panel=SERVER),
+        typer.Option(
+            "--backend", "-b", envvar="ULD_BACKEND", help="hf, tgi, vllm, llamacpp, openai, or an installed one.", rich_help_panel=SERVER
+        ),
     ] = None
     base_url: Annotated[
         str | None, typer.Option("--base-url", "-u", envvar="ULD_BASE_URL", help="Address of the server.", rich_help_panel=SERVER)
@@ -58,6 +60,9 @@ class ServerOptions:
     target_dtype: Annotated[
         str | None, typer.Option("--target-dtype", help="With hf: float32, bfloat16 or float16.", rich_help_panel=SERVER)
     ] = None
+    route: Annotated[
+        str | None, typer.Option("--route", help="With openai: chat (the default), or completions.", rich_help_panel=SERVER)
+    ] = None
 
     def chosen(self) -> dict[str, Any]:
         """The options that were given, named as the client's arguments."""
@@ -66,7 +71,7 @@ class ServerOptions:
     def named(self) -> None:
         """Raise `UsageError` where no backend is named."""
         if self.backend is None:
-            raise UsageError("no backend was named", hint="--backend tgi, vllm, llamacpp or hf (or set ULD_BACKEND)")
+            raise UsageError("no backend was named", hint="--backend tgi, vllm, llamacpp, openai or hf (or set ULD_BACKEND)")
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,10 @@ class ClientOptions(ServerOptions):
     ] = None
     filter: Annotated[
         float | None, typer.Option("--filter", help="Least share of the top probability for a candidate.", rich_help_panel=UNLEARNING)
+    ] = None
+    tail: Annotated[
+        str | None,
+        typer.Option("--tail", help="Of a pair: truncate what is not reported, or complete it.", rich_help_panel=UNLEARNING),
     ] = None
     on_touched: Annotated[
         str | None, typer.Option("--on-touched", help="rewrite, or refuse at the first touched token.", rich_help_panel=UNLEARNING)

@@ -11,8 +11,9 @@ from uld_sdk.cli.output import facts, print_json, stdout
 
 DATA = "Data"
 MODEL = "Assistant"
-OBJECTIVE = "Method direct"
+OBJECTIVE = "Methods direct and offset"
 RUN = "Run"
+_KINDS = {"uld": "assistant", "offset": "pair"}
 
 
 @dataclass(frozen=True)
@@ -32,28 +33,41 @@ class TrainingOptions:
     ] = None
     retain: Annotated[str | None, typer.Option("--retain", help="What to keep, in the same forms.", rich_help_panel=DATA)] = None
     output: Annotated[str | None, typer.Option("--output", "-o", help="Folder to make.", rich_help_panel=RUN)] = None
-    method: Annotated[str | None, typer.Option("--method", help="uld: an assistant. direct: the base itself.", rich_help_panel=MODEL)] = (
-        None
-    )
-    preset: Annotated[str | None, typer.Option("--preset", help="gated, paper or release; direct.", rich_help_panel=MODEL)] = None
+    method: Annotated[
+        str | None, typer.Option("--method", help="uld: an assistant. offset: a pair. direct: the base itself.", rich_help_panel=MODEL)
+    ] = None
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="gated, paper or release; direct; offset, offset-gated.", rich_help_panel=MODEL)
+    ] = None
     objective: Annotated[
         str | None,
         typer.Option("--objective", help="ga, npo, dpo or relabel, + none, gd or kl: npo+kl.", rich_help_panel=OBJECTIVE),
     ] = None
     beta: Annotated[float | None, typer.Option("--beta", help="Of npo and dpo, per nat.", rich_help_panel=OBJECTIVE)] = None
     trainable: Annotated[
-        str | None, typer.Option("--trainable", help="lora, or full: all of the base's weights.", rich_help_panel=OBJECTIVE)
+        str | None, typer.Option("--trainable", help="lora, or full: all weights, or p-adapter (offset).", rich_help_panel=OBJECTIVE)
     ] = None
     refusals: Annotated[
         str | None, typer.Option("--refusals", help="For dpo and relabel: text file, one a line; or built-in.", rich_help_panel=OBJECTIVE)
     ] = None
+    cache: Annotated[
+        str | None, typer.Option("--cache", help="Of offset: what the target says, by `uld-sdk cache`.", rich_help_panel=OBJECTIVE)
+    ] = None
+    target: Annotated[
+        str | None, typer.Option("--target", help="Of offset, for want of a cache: the target itself.", rich_help_panel=OBJECTIVE)
+    ] = None
+    start: Annotated[
+        str | None, typer.Option("--start", help="Of offset: a checkpoint to start from, not the base.", rich_help_panel=OBJECTIVE)
+    ] = None
+    tail: Annotated[
+        str | None, typer.Option("--tail", help="Of offset: truncate what is not reported, or complete it.", rich_help_panel=OBJECTIVE)
+    ] = None
+    virtual_tokens: Annotated[int | None, typer.Option("--virtual-tokens", min=1, help="Of a p-adapter.", rich_help_panel=OBJECTIVE)] = None
     layers: Annotated[int | None, typer.Option("--layers", min=1, help="Keep only the first layers.", rich_help_panel=MODEL)] = None
     rank: Annotated[int | None, typer.Option("--rank", min=1, help="Rank of the LoRA matrices.", rich_help_panel=MODEL)] = None
     lora_alpha: Annotated[int | None, typer.Option("--lora-alpha", min=1, help="Scale of the LoRA matrices.", rich_help_panel=MODEL)] = None
     gate: Annotated[bool | None, typer.Option("--gate/--no-gate", help="A gate that stays shut elsewhere.", rich_help_panel=MODEL)] = None
-    weight: Annotated[
-        float | None, typer.Option("--weight", help="Weight of the uniform (direct: retain) loss.", rich_help_panel=MODEL)
-    ] = None
+    weight: Annotated[float | None, typer.Option("--weight", help="Weight of the uniform or retain loss.", rich_help_panel=MODEL)] = None
     alpha: Annotated[float | None, typer.Option("--alpha", help="Strength of the correction.", rich_help_panel=MODEL)] = None
     margin: Annotated[float | None, typer.Option("--margin", min=0.0, help="Dead zone in nats.", rich_help_panel=MODEL)] = None
     filter: Annotated[
@@ -106,7 +120,7 @@ def train(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train an assistant that remembers the forget set, and is unsure of everything else; or tune the base itself."""
+    """Train an assistant that remembers the forget set, and is unsure of everything else; or a pair; or tune the base itself."""
     from uld_sdk.training import train as run
 
     result = run(recipe=recipe, **options.chosen())
@@ -122,11 +136,11 @@ def train(
         facts(
             "",
             {
-                "assistant" if manifest["method"] == "uld" else manifest["objective"]: str(result.path),
+                _KINDS.get(manifest["method"]) or manifest["objective"]: str(result.path),
                 "seconds": result.seconds,
                 "steps": manifest["steps"],
                 **{f"{name} loss": value for name, value in manifest["losses"].items()},
-                "parameters": manifest["assistant_parameters" if manifest["method"] == "uld" else "parameters"],
+                "parameters": manifest.get("assistant_parameters") or manifest["parameters"],
                 "trained": manifest["trainable_parameters"],
             },
         )

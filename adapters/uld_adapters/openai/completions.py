@@ -1,0 +1,65 @@
+"""`/v1/completions`: a prompt as ids or text, tokens as strings."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from uld_adapters.backend import Capabilities
+from uld_adapters.errors import RequestRejected, ServerBusy
+from uld_adapters.openai.names import Told, check_places, completion_positions
+from uld_adapters.openai.server import COMPARED, LOOKAHEAD, OpenAIServer, alike
+
+
+class CompletionsBackend(OpenAIServer):
+    """A server of the OpenAI kind, continued by ids where it takes them, else by text."""
+
+    _route = "/completions"
+    _lookahead = LOOKAHEAD  # strings do not tell half a character's bytes
+    _takes_ids = False
+
+    def resume(self, prefix: Sequence[int]) -> Sequence[int] | None:
+        """The prefix itself where the server takes ids, else the ids that it will see for its text."""
+        return prefix if self._takes_ids else super().resume(prefix)
+
+    def _begun(self, prefix: Sequence[int]) -> tuple[int, dict[str, Any]]:
+        if self._takes_ids:
+            return len(prefix), {"prompt": list(prefix)}
+        start, text = self._sendable(prefix)
+        return start, {"prompt": text}
+
+    def _asked(self) -> dict[str, Any]:
+        return {"logprobs": self.top_logprobs}
+
+    def _told(self, choice: dict[str, Any], before: Any) -> tuple[list[Told], str, Any]:
+        text, report = choice.get("text") or "", choice.get("logprobs")
+        if report is None:
+            return [], text, before
+        told, places = completion_positions(report)
+        return told, text, check_places(before, places)
+
+    async def _inspect(self) -> Capabilities:
+        await self._named()
+        asked = self.top_logprobs
+        ids = self._encoded(COMPARED)
+        by_text, counted = await self._once({"prompt": COMPARED})
+        bos = self.tokenizer.bos_token_id
+        added = counted == len(ids) + 1 if counted is not None else self.tokenizer.encode(COMPARED)[:1] == [bos]
+        if bos is not None and added:
+            self._server_bos, ids = bos, [bos, *ids]
+        notes = (self._compared(counted, len(ids)),)
+        warm, _ = await self._once({"prompt": COMPARED}, temperature=2.0)
+        try:
+            by_ids, _ = await self._once({"prompt": ids})
+            self._takes_ids = alike(by_text, by_ids)
+        except (RequestRejected, ServerBusy):
+            pass
+        return Capabilities(
+            model=str(self.model),
+            top_logprobs=self.top_logprobs,
+            top_logprobs_cap=self.top_logprobs if self.top_logprobs < asked else None,
+            processed=not alike(by_text, warm),
+            ids_in=self._takes_ids,
+            ids_out=False,
+            sampling=frozenset({"temperature", "top_p"}),
+            context=self._context,
+            notes=notes,
+        )

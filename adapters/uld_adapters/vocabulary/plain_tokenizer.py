@@ -1,0 +1,62 @@
+"""A vocabulary in the place of a transformers tokenizer: for targets whose tokenizer is a file of tokens, such as tiktoken's."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from uld_adapters.vocabulary.control import Role
+from uld_adapters.vocabulary.tokens import Vocabulary, load_tokenizer
+
+_ENCODING = re.compile(r"(?:r50k|p50k|cl100k|o200k)_\w+\Z")  # names of tiktoken encodings
+
+
+class PlainTokenizer:
+    """What backends and clients need of a tokenizer, without a chat template; text that looks like a control token is text."""
+
+    chat_template = None
+    bos_token = None
+    bos_token_id = None
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self.all_special_ids = sorted(vocabulary.control)
+
+    def __len__(self) -> int:
+        return self.vocabulary.rows
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """What ends an answer: an end of turn, else an end of text."""
+        by_role = {role: token for token, role in sorted(self.vocabulary.roles.items(), reverse=True)}
+        return by_role.get(Role.END_OF_TURN, by_role.get(Role.END_OF_TEXT))
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """Control tokens by name."""
+        return {self.vocabulary.tokens[token].decode(errors="replace"): token for token in self.all_special_ids}
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The ids of a text; there is nothing to add."""
+        return self.vocabulary.encode(text)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool = False) -> str:
+        """The text of ids, what is no UTF-8 as U+FFFD."""
+        kept = [token for token in ids if not (skip_special_tokens and token in self.vocabulary.control)]
+        return b"".join(self.vocabulary.tokens[token] for token in kept).decode("utf-8", "replace")
+
+
+def open_tokenizer(source: Any) -> Any:
+    """A target's tokenizer: a transformers one where there is one, else its vocabulary as a `PlainTokenizer`.
+
+    The latter are a `Vocabulary`, a tiktoken encoding by name or rank file, a SentencePiece and a tekken file.
+    """
+    if isinstance(source, Vocabulary):
+        return PlainTokenizer(source)
+    if not isinstance(source, str | Path):
+        return load_tokenizer(source)
+    path = Path(source)
+    if path.suffix == ".tiktoken" or (_ENCODING.match(str(source)) and not path.exists()):
+        return PlainTokenizer(Vocabulary.from_tiktoken(source))
+    if path.suffix == ".model":
+        return PlainTokenizer(Vocabulary.from_sentencepiece(path))
+    return PlainTokenizer(Vocabulary.from_tekken(path)) if path.name == "tekken.json" else load_tokenizer(source)

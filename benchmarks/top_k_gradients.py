@@ -1,0 +1,122 @@
+"""How far a gradient from a top-k cache is off: `python benchmarks/top_k_gradients.py`, part of `run.py offset`.
+
+A pair is trained for a few steps on complete distributions. Then the gradient of each objective, as a top-k report with a completed
+or a truncated tail gives it, is compared with that of the complete distributions: ||g_k - g|| / ||g||, the median over batches. The
+small model is a cut of the target: with all of its layers it is the target itself, so that a completed tail is the true one; with
+fewer it is another, worse model.
+"""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from uld_offset_models.assistant import load_base
+from uld_offset_models.encoding import Encoded
+from uld_offset_models.goal import Goal
+from uld_offset_models.offset import OffsetPair
+from uld_offset_models.offset_lessons import OffsetLessons
+from uld_offset_models.refusals import BUILT_IN, read_refusals, refused
+from uld_offset_models.steps import Steps
+from uld_offset_models.target_record import TargetLogprobs
+from uld_offset_models.target_side import CachedTarget, LocalTarget
+from uld_offset_models.tuned import Tuned, make_trainable
+
+TOP = (5, 20, 100)
+OBJECTIVES = ("ga", "npo", "dpo", "relabel", "gd", "kl")
+RATE, STEPS, BATCHES, BATCH = 0.001, 8, 5, 4
+
+
+class Reported(CachedTarget):
+    """The complete distributions of a local target, cut to what a server with a cap of k reports, the label's own included."""
+
+    def __init__(self, whole: LocalTarget, k: int, tail: str, vocabulary: int) -> None:
+        super().__init__(self._found, tail=tail, vocabulary=vocabulary)  # type: ignore[arg-type]
+        self.whole, self.k = whole, k
+
+    def _found(self, prompt: Sequence[int], answer: Sequence[int]) -> TargetLogprobs:
+        hidden = self.whole.states[Encoded((*prompt, *answer), len(prompt))]
+        values = torch.log_softmax((hidden @ self.whole.head.T).double(), -1)
+        top = values.topk(self.k, -1)
+        label = values.gather(-1, torch.tensor(answer).unsqueeze(-1)).squeeze(-1).numpy()
+        return TargetLogprobs(top.indices.numpy(), top.values.numpy(), label, 1 - np.exp(top.values.numpy()).sum(-1))
+
+
+class Comparison:
+    """One pair over one target, whose gradients can be taken from several reports."""
+
+    def __init__(self, model: Path, rows: dict[str, list[Any]], *, layers: int | None) -> None:
+        from uld_offset_models.data import read_rows
+        from uld_offset_models.encoding import encode
+
+        whole, tokenizer = load_base(model)
+        forget, retain = ([row.example for row in read_rows(rows[kind], name=kind)] for kind in ("forget", "retain"))
+        sets = [forget, retain, refused(forget, read_refusals(BUILT_IN), seed=0)]
+        self.forget, self.retain, idle = (encode(tokenizer, some, chat_template=True, max_length=1024) for some in sets)
+        self.refusals = dict(zip(self.forget, idle, strict=True))
+        seen = list(dict.fromkeys([*self.forget, *self.retain, *idle]))
+        target = Tuned(whole, tokenizer, trainable="full", autocast=False)
+        self.side = LocalTarget(target.states(seen), target.head.detach())
+        base, _ = load_base(model, layers=layers)
+        states = Tuned(base, tokenizer, trainable="full", autocast=False).states(seen)
+        lora = make_trainable(base, trainable="lora", rank=8, lora_alpha=8, seed=0)
+        self.pair = OffsetPair(
+            lora, tokenizer, goal=Goal("npo", "kl"), beta=0.1, alpha=1.0, gate=None, target=self.side, states=states,
+            trainable="lora", autocast=False,
+        )  # fmt: skip
+        self._train()
+
+    def _train(self) -> None:
+        optimizer = torch.optim.AdamW(self.pair.trained().values(), lr=RATE)
+        for step in range(STEPS):
+            losses = self.pair(self._lesson(Goal("npo", "kl"), step, self.side))
+            optimizer.zero_grad()
+            (losses.forget + losses.retain).backward()
+            torch.nn.utils.clip_grad_norm_(self.pair.trained().values(), 1.0)
+            optimizer.step()
+
+    def _lesson(self, goal: Goal, step: int, side: Any) -> Any:
+        steps = Steps(self.forget, self.retain, batch=BATCH, seed=1, first=step, last=step + 1)
+        return OffsetLessons(steps, goal, self.refusals, side, self.pair.frozen_states)[0]
+
+    def gradient(self, objective: str, step: int, side: Any) -> Tensor:
+        """The gradient of one objective on one batch, as one vector."""
+        goal = Goal("npo", objective) if objective in ("gd", "kl") else Goal(objective, "none")
+        self.pair.goal, self.pair.target = goal, side
+        losses = self.pair(self._lesson(goal, step, side))
+        loss = losses.retain if objective in ("gd", "kl") else losses.forget
+        return torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(self.pair.trained().values()))])
+
+    def errors(self, tail: str) -> dict[str, dict[int, float]]:
+        """Median relative error of each objective's gradient by k."""
+        found: dict[str, dict[int, list[float]]] = {name: {k: [] for k in TOP} for name in OBJECTIVES}
+        for step in range(STEPS, STEPS + BATCHES):
+            for name in OBJECTIVES:
+                exact = self.gradient(name, step, self.side)
+                for k in TOP:
+                    near = self.gradient(name, step, Reported(self.side, k, tail, self.pair.vocabulary))
+                    found[name][k].append(((near - exact).norm() / exact.norm()).item())
+        return {name: {k: round(statistics.median(values), 4) for k, values in by_k.items()} for name, by_k in found.items()}
+
+
+def measure(model: Path, rows: dict[str, list[Any]], *, cuts: Sequence[int | None] = (None, 24, 12)) -> list[dict[str, Any]]:
+    """One entry a cut of the small model and a tail policy."""
+    figures = []
+    for layers in cuts:
+        comparison = Comparison(model, rows, layers=layers)
+        for tail in ("complete", "truncate"):
+            print(f"  gradients: {layers or 'all'} layers, {tail}", flush=True)
+            figures.append({"layers": layers, "tail": tail, "errors": comparison.errors(tail)})
+    return figures
+
+
+if __name__ == "__main__":
+    import offset
+
+    stage, own = offset.begin(Path("runs/bench"))
+    print(json.dumps(measure(stage.model, offset.rows(stage, own)), indent=1))
