@@ -7,7 +7,7 @@ from typing import Any
 
 HEAD = """# Benchmarks
 
-Made by `make bench` (`python benchmarks/run.py`); one part alone: `python benchmarks/run.py demo|latency|offset|artifacts|training|startup`.
+Made by `make bench`; one part alone: `python benchmarks/run.py demo|latency|offset|artifacts|training|startup`.
 Ratios compare runs that took turns on the same machine in one process; seconds are of the machine named above each table. Do not
 edit this file by hand: it is made from the JSON files beside it.
 """

@@ -40,7 +40,8 @@ def choose(folder: str | Path, base: str | Path | None, said: Mapping[str, Any])
     from uld_offset_models.manifest import read_manifest
 
     manifest = read_manifest(folder)
-    rule = Rule(**{name: getattr(manifest, name) for name in ("alpha", "margin", "filter", "tail")} | said, method=manifest.method)
+    own = {name: getattr(manifest, name) for name in ("alpha", "margin", "filter", "tail")}
+    rule = Rule(**{**own, **said}, method=manifest.method)
     return Chosen(Path(folder), manifest, rule, None if base is None else str(base))
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from pairs import Whole, save_pair
 from tiny import tiny_model
 from tiny_rows import FORGET, RETAIN
 from uld_adapters.errors import ArtifactMismatch
@@ -15,6 +16,7 @@ from uld_offset_models.adapter_batch import BatchedLora, Delta, Parts
 from uld_offset_models.artifact import load_artifact
 from uld_offset_models.batch_reading import GroupScorer
 from uld_offset_models.loading import load_together
+from uld_offset_models.manifest import read_manifest
 from uld_offset_models.thin import ThinLinear, thin_linear
 
 
@@ -53,7 +55,7 @@ def test_a_batch_that_is_not_divided_by_its_parts_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def artifacts(tiny_target: Path, tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three of one base: gates and ranks differ, and one has no gate."""
+    """Of one base three assistants, whose gates and ranks differ (one has no gate), and a pair."""
     from uld_sdk.training import train
 
     folder = tmp_path_factory.mktemp("together")
@@ -62,7 +64,7 @@ def artifacts(tiny_target: Path, tiny_artifact: Path, tmp_path_factory: pytest.T
     for number, options in enumerate(settings):
         data = {"base": str(tiny_target), "forget": RETAIN[:3], "retain": FORGET, "output": folder / str(number)}
         more.append(train(**data, steps=20, device="cpu", dtype="float32", progress=False, **options).path)
-    return [tiny_artifact, *more]
+    return [tiny_artifact, *more, save_pair(folder / "pair", tiny_target, "lora", gated=True)]
 
 
 @pytest.fixture(scope="module")
@@ -74,22 +76,25 @@ def together(artifacts: list[Path]) -> tuple[GroupScorer, list[int]]:
     return GroupScorer([artifact.scorer(threshold=limit) for artifact, limit in zip(loaded, THRESHOLDS, strict=True)]), batches
 
 
-TEXTS = [[5, 17, 80, 300, 41], [9, 9, 200], [350, 12, 77, 60, 61, 62, 63, 210], [33], [4, 8, 15, 16, 23, 42]]
-OWNERS = [0, 1, 2, 2, 0]
-THRESHOLDS = [3.0, 3.0, 1.0]
+TEXTS = [[5, 17, 80, 300, 41], [9, 9, 200], [350, 12, 77, 60, 61, 62, 63, 210], [33], [4, 8, 15, 16, 23, 42], [90, 91, 7, 5, 300]]
+OWNERS = [0, 1, 2, 2, 0, 3]
+THRESHOLDS = [3.0, 3.0, 1.0, 0.3]
 
 
 @torch.inference_mode()
-def alone(folder: Path, ids: list[int]) -> tuple[np.ndarray, list[float] | None]:
-    """The excess after each token and the gates, by an artifact that was loaded alone and merged."""
-    model = load_artifact(folder).model
+def alone(folder: Path, base: Path, ids: list[int]) -> tuple[np.ndarray, list[float] | None]:
+    """The excess, of a pair the change, after each token and the gates, by an artifact alone: merged, or as two models."""
+    if read_manifest(folder).pair is not None:
+        change, _, gates = Whole(folder, base, "lora", gated=True).read(ids)
+        return change, gates.tolist()
+    model = load_artifact(folder).small
     hidden = model.backbone(torch.tensor([ids])).last_hidden_state[0]
     excess = (torch.log_softmax(model.logits(hidden).double(), -1) + np.log(len(model.head))).numpy()
     return excess, None if model.gate is None else model.gate(hidden).tolist()
 
 
-def test_in_one_batch_each_reads_as_if_alone(artifacts: list[Path], together: tuple[GroupScorer, list[int]]) -> None:
-    """Texts cut at random, read by three adapters in whatever order, each with the caches of its own."""
+def test_in_one_batch_each_reads_as_if_alone(artifacts: list[Path], tiny_target: Path, together: tuple[GroupScorer, list[int]]) -> None:
+    """Texts cut at random, read by four artifacts in whatever order, each with the caches of its own."""
     scorer, batches = together
     rng = np.random.default_rng(1)
     tracks = [together[0].track(owner) for owner in OWNERS]
@@ -109,17 +114,23 @@ def test_in_one_batch_each_reads_as_if_alone(artifacts: list[Path], together: tu
                 seen[number] += readings
     assert len(batches) == passes, "one pass of the backbone for all of them"
     for text, owner, readings in zip(TEXTS, OWNERS, seen, strict=True):
-        excess, gates = alone(artifacts[owner], text)
+        excess, gates = alone(artifacts[owner], tiny_target, text)
         for at, reading in enumerate(readings):
             np.testing.assert_allclose(reading.excess(), excess[at], atol=2e-4)
             assert reading.gate == (None if gates is None else pytest.approx(gates[at], abs=1e-5))
-            assert (reading.peak > THRESHOLDS[owner]) == (excess[at].max() > THRESHOLDS[owner])
+            largest = excess[at].max() if owner < 3 else np.abs(excess[at]).max()
+            assert (reading.peak > THRESHOLDS[owner]) == (largest > THRESHOLDS[owner])
+            if owner == 3:
+                frozen = Whole(artifacts[3], tiny_target, "lora", gated=True).read(text)[1]
+                np.testing.assert_allclose(reading.frozen(), frozen[at], atol=2e-4)
 
 
-def test_only_the_last_reading_where_no_other_is_wanted(artifacts: list[Path], together: tuple[GroupScorer, list[int]]) -> None:
+def test_only_the_last_reading_where_no_other_is_wanted(
+    artifacts: list[Path], tiny_target: Path, together: tuple[GroupScorer, list[int]]
+) -> None:
     jobs = [(together[0].track(owner), text) for text, owner in zip(TEXTS, OWNERS, strict=True)]
     for (reading,), text, owner in zip(together[0].read(jobs, every=False), TEXTS, OWNERS, strict=True):
-        np.testing.assert_allclose(reading.excess(), alone(artifacts[owner], text)[0][-1], atol=2e-4)
+        np.testing.assert_allclose(reading.excess(), alone(artifacts[owner], tiny_target, text)[0][-1], atol=2e-4)
 
 
 def test_artifacts_of_two_bases_are_not_loaded_together(tiny_artifact: Path, tmp_path: Path) -> None:

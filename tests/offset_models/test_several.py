@@ -55,3 +55,31 @@ def test_one_that_moves_nothing_changes_nothing(seed: int, rule: Rule) -> None:
     top = TopLogprobs.build(np.argsort(-log_p), np.sort(log_p)[::-1], complete=True)
     both = judge(top, JointReading((thought, quiet)), JointRule((rule, strict)), Sampling(), Mode.GREEDY, 0)
     assert both == judge(top, thought, rule, Sampling(), Mode.GREEDY, 0)
+
+
+class Changed(Thought):
+    """The reading of a pair, which has a frozen model."""
+
+    def __init__(self, change: np.ndarray, frozen: np.ndarray) -> None:
+        super().__init__(change)
+        self.peak = float(np.abs(change).max())
+        self._frozen = frozen
+
+    def frozen(self) -> np.ndarray:
+        return self._frozen
+
+
+@given(seed=st.integers(0, 10_000), k=st.integers(1, ROWS - 1), temperature=st.sampled_from([0.0, 1.0]), silent=st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_the_tail_follows_the_first_pair_that_touches(seed: int, k: int, temperature: float, silent: bool) -> None:
+    log_p, change, frozen, other = (table(seed + at, 1.5)[0] for at in range(4))
+    order = np.argsort(-log_p, kind="stable")[:k]
+    top = TopLogprobs.build(order, log_p[order])
+    pair = Rule(alpha=1.0, margin=0.0, filter=0.0, method="offset", tail="complete")
+    quiet = Rule(alpha=0.0, margin=0.0, filter=0.0, method="offset", tail="complete")
+    plain = Rule(alpha=1.0, margin=90.0)
+    parts = (Thought(change), Changed(change, other), Changed(change, frozen), Changed(change, other))
+    rule = JointRule((plain, quiet, pair, quiet if silent else Rule(0.0, 0.0, 0.0, "offset", "truncate")))
+    sampling, mode = Sampling(temperature, seed=3), Mode.MATCH if temperature else Mode.GREEDY
+    joint = judge(top, JointReading(parts), rule, sampling, mode, 0)
+    assert joint == judge(top, parts[2], pair, sampling, mode, 0)

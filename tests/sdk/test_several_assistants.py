@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from pairs import Whole, save_pair
 from reference import Reference
 from tiny import tiny_model
 from tiny_rows import FORGET, RETAIN, write_rows
@@ -66,6 +67,21 @@ def trained(tiny_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Trai
     )
 
 
+@dataclass
+class PairPart(Reference):
+    """A pair in the place of an assistant: the change in the place of the excess."""
+
+    whole: Any = None
+
+    def excess(self, ids: list[int]) -> np.ndarray:
+        return self.whole.read(ids)[0][-1]
+
+
+def _size(part: Reference, values: np.ndarray) -> np.ndarray:
+    """What the margin is compared with: a pair moves tokens down and up."""
+    return np.abs(values) if isinstance(part, PairPart) else values
+
+
 class Sum:
     """A slow decode loop over several assistants, each loaded alone; it has the sum by its definition."""
 
@@ -73,26 +89,30 @@ class Sum:
         self.tokenizer = AutoTokenizer.from_pretrained(target)
         self.ends = end_token_ids(self.tokenizer)
         model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
-        self.parts = []
+        self.parts: list[Reference] = []
         for folder in folders:
-            small = load_artifact(folder).model
             alpha, margin, ratio = rules[folder]
-            options = {"alpha": alpha, "margin": margin, "ratio": ratio}
-            self.parts.append(Reference(model, small.backbone, small.head, small.gate, self.ends, K, **options))
+            options = {"ends": self.ends, "k": K, "alpha": alpha, "margin": margin, "ratio": ratio}
+            if read_manifest(folder).pair is not None:
+                self.parts.append(PairPart(model, model, torch.zeros(0), None, **options, whole=Whole(folder, target, "lora", gated=True)))
+            else:
+                small = load_artifact(folder).small
+                self.parts.append(Reference(model, small.backbone, small.head, small.gate, **options))
 
     def log_q(self, ids: list[int]) -> tuple[dict[int, float], tuple[int, ...]]:
         """Unnormalised log q of what may stand, best report first, and who touches."""
         log_p = self.parts[0].target_logprobs(ids)
         order = sorted(range(len(log_p)), key=lambda v: (-log_p[v], v))[:K]
         excesses = [part.excess(ids) for part in self.parts]
-        acting = [at for at, part in enumerate(self.parts) if excesses[at].max() > part.margin]
+        acting = [at for at, part in enumerate(self.parts) if _size(part, excesses[at]).max() > part.margin]
         kept = order
         for at in acting:
             kept = [v for v in kept if log_p[v] >= log_p[order[0]] + math.log(self.parts[at].ratio)]
         score = {v: log_p[v] for v in kept}
         for at in acting:
-            part = self.parts[at]
-            score = {v: value - part.alpha * max(0.0, excesses[at][v] - part.margin) for v, value in score.items()}
+            part, sign = self.parts[at], 1.0 if isinstance(self.parts[at], PairPart) else -1.0
+            moved = part.alpha * sign * np.sign(excesses[at]) * np.maximum(0.0, _size(part, excesses[at]) - part.margin)
+            score = {v: value + moved[v] for v, value in score.items()}
         return score, tuple(acting)
 
     def answer(self, prompt: str, *, seed: int | None = None) -> tuple[list[int], list[int]]:
@@ -133,6 +153,30 @@ def test_the_answer_is_that_of_the_sum(
                 assert result.untouched == (sum(counts) == 0)
                 seen += counts
     assert (seen > 0).all(), "each of them had something to say"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_assistant_and_pairs_of_one_base_are_one_batch(
+    temperature: float, tiny_target: Path, trained: Trained, vllm_server: Any, tmp_path: Path
+) -> None:
+    rule = {"alpha": 2.0, "margin": 0.4, "filter": 0.02, "tail": "truncate"}
+    pair = save_pair(tmp_path / "pair", tiny_target, "lora", gated=True, **rule)
+    rules = {**trained.rules(), pair: (2.0, 0.4, 0.02)}
+    slow = Sum(tiny_target, [pair, trained.first], rules)
+    seen = np.zeros(2)
+    with open_client(vllm_server, [pair, trained.first]) as client:
+        for prompt in PROMPTS:
+            expected, counts = slow.answer(prompt, seed=7 if temperature else None)
+            sampling: dict[str, Any] = {"temperature": temperature, "seed": 7} if temperature else {}
+            result = client.generate(prompt, max_new_tokens=LENGTH, **sampling)
+            assert list(result.token_ids) == expected
+            assert list(result.report.touched_by.values()) == counts
+            seen += counts
+        client.add_assistant(save_pair(tmp_path / "tuned", tiny_target, "p-adapter", gated=True))
+        assert client._client._small is not None
+        assert [side.worker for side in client._client._small.sides].count(client._client._small.sides[0].worker) == 2
+        assert client.generate(PROMPTS[0], max_new_tokens=4).report.touched_by.keys() >= {str(pair), str(trained.first)}
+    assert (seen > 0).all()
 
 
 def test_a_score_is_that_of_the_sum(tiny_target: Path, trained: Trained, vllm_server: Any) -> None:
@@ -178,7 +222,9 @@ async def test_one_batch_for_those_of_one_base(trained: Trained, vllm_server: An
         assert client._small is not None
         (worker,) = client._small.workers
         rows: list[int] = []
-        worker.scorer.model.backbone.register_forward_pre_hook(lambda *told: rows.append(len(told[2]["input_ids"])), with_kwargs=True)
+        worker.scorer.members[0].model.backbone.register_forward_pre_hook(
+            lambda *told: rows.append(len(told[2]["input_ids"])), with_kwargs=True
+        )
         result = await client.generate(PROMPTS[0], max_new_tokens=LENGTH)
         assert set(rows) == {2}
         assert len(rows) == worker.passes <= result.report.positions + result.report.requests
@@ -187,7 +233,7 @@ async def test_one_batch_for_those_of_one_base(trained: Trained, vllm_server: An
         await client.capabilities()
         assert client._small is not None
         assert len(client._small.workers) == 2
-        assert [side.member for side in client._small.sides] == [0, 0, 1]
+        assert [side.begin().member for side in client._small.sides] == [0, 0, 1]
 
 
 def test_many_at_once_are_each_as_if_alone(trained: Trained, vllm_server: Any) -> None:
