@@ -11,6 +11,7 @@ from uld_offset_models.several import JointRule
 from uld_offset_models.shift import Ensemble, Rule, completed, ensemble, reported
 from uld_sdk.sampling import Sampling, gumbel, process
 
+_ROUNDED = 1e-15  # a tail mass that rounding takes away, and a low temperature brings back
 MANY = float(np.log(1e6))  # more tokens than any vocabulary has
 
 
@@ -76,8 +77,9 @@ def undone(top: TopLogprobs, temperature: float) -> TopLogprobs:
     """
     raw = top.logprobs * temperature
     total = float(np.logaddexp.reduce(raw))
-    if top.tail_mass:
-        mass = np.log(top.tail_mass)
+    left = max(top.tail_mass, _ROUNDED) if temperature < 1 and not top.complete else top.tail_mass
+    if left:
+        mass = np.log(left)
         tail = mass + (temperature - 1) * float(top.logprobs[-1]) if temperature >= 1 else temperature * mass + (1 - temperature) * MANY
         total = float(np.logaddexp(total, tail))
     return TopLogprobs(top.ids, raw - total, top.complete, tuple(value * temperature - total for value in top.neutral))

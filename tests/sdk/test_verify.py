@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
@@ -128,6 +128,7 @@ def test_the_sampled_bound_holds_after_every_cut(seed: int, k: int, options: dic
 
 
 @given(seed=st.integers(0, 10_000), k=st.integers(1, ROWS), temperature=st.floats(0.2, 3.0))
+@example(seed=77, k=33, temperature=0.21875)  # the tail is lost to rounding
 @settings(max_examples=200, deadline=None)
 def test_an_undone_temperature_keeps_differences_and_bounds_the_tail(seed: int, k: int, temperature: float) -> None:
     log_p, top, _ = random_case(seed, k)
