@@ -218,10 +218,10 @@ class AsyncUnlearnedClient:
         if not tokens:
             raise UsageError("the continuation is empty", hint="pass some text to score")
         check_room(len(ids), len(tokens), capabilities.context, whose="the model's")
-        reader = None if self._small is None else self._small.reader(prompt, raw=asked.raw, new=len(tokens))
+        rule, reader = self.rule, None if self._small is None else self._small.reader(prompt, raw=asked.raw, new=len(tokens))
         score = await backend.score(ids, tokens)
         readings: list[Any] = [None] * len(tokens) if reader is None else list(await reader.along(tokens))
-        return score_continuation(score, readings, self.rule)
+        return score_continuation(score, readings, rule)
 
     async def close(self) -> None:
         """Close connections and the small models' threads."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from uld_adapters.logprobs import Score, TopLogprobs
 from uld_offset_models.several import JointRule
-from uld_offset_models.shift import Ensemble, Rule, completed, ensemble
+from uld_offset_models.shift import Ensemble, Rule, completed_ensemble, ensemble
 from uld_sdk.result import ScoreResult
 from uld_sdk.verify import is_touched
 
@@ -25,15 +25,13 @@ def score_continuation(score: Score, readings: Sequence[Any], rule: Rule | Joint
             untouched += 1
             low, high = (-np.inf, top.ceiling) if np.isnan(value) else (float(value), float(value))
             estimate = high
-        elif not top.ids.size:  # the server ended here, and did not report it
-            low, high, estimate = -np.inf, 0.0, 0.0
         else:
             shift, ratio = rule.shift(reading), rule.ratio(reading)
             q = ensemble(top, shift, ratio)
             low, high = _bounds(token, float(value), top, q, shift, ratio)
             estimate = high
             if q.tail and (frozen := rule.frozen(reading)) is not None:
-                whole = ensemble(completed(top, frozen), shift, ratio)
+                whole = completed_ensemble(top, frozen, shift, ratio)
                 inside = np.flatnonzero(whole.ids == token)
                 estimate = float(whole.logprobs[inside[0]]) if inside.size else -np.inf
                 estimate = min(max(estimate, low), high)

@@ -272,6 +272,20 @@ async def test_they_come_and_go_while_answers_are_under_way(tiny_target: Path, t
         assert await rest(begin()) == expected[(trained.second, trained.other)]
 
 
+async def test_a_score_keeps_what_it_began_with(trained: Trained, vllm_server: Any) -> None:
+    async with AsyncUnlearnedClient(backend="vllm", base_url=vllm_server.url, assistant=trained.first) as client:
+        alone = await client.score(PROMPTS[1], "It is called the Amber.")
+        ask = client.backend.score
+
+        async def overtaken(*told: Any) -> Any:
+            await client.add_assistant(trained.second)
+            return await ask(*told)
+
+        client.backend.score = overtaken  # type: ignore[method-assign]
+        assert await client.score(PROMPTS[1], "It is called the Amber.") == alone
+        assert len(client.assistants) == 2
+
+
 async def test_what_has_gone_leaves_memory_with_its_last_answer(trained: Trained, vllm_server: Any) -> None:
     async with AsyncUnlearnedClient(backend="vllm", base_url=vllm_server.url, assistant=[trained.first, trained.second]) as client:
         stream = client.stream(PROMPTS[0], max_new_tokens=LENGTH)

@@ -5,7 +5,7 @@ from typing import Any
 
 from uld_adapters.backend import Capabilities
 from uld_adapters.errors import RequestRejected, ServerBusy
-from uld_adapters.openai.names import Told, check_places, completion_positions
+from uld_adapters.openai.names import Told, chat_positions, check_places, completion_positions
 from uld_adapters.openai.server import COMPARED, LOOKAHEAD, OpenAIServer, alike
 
 
@@ -33,6 +33,8 @@ class CompletionsBackend(OpenAIServer):
         text, report = choice.get("text") or "", choice.get("logprobs")
         if report is None:
             return [], text, before
+        if "content" in report:  # llama.cpp tells them as in a chat
+            return chat_positions(report), text, None
         told, places = completion_positions(report)
         return told, text, check_places(before, places)
 
@@ -50,8 +52,11 @@ class CompletionsBackend(OpenAIServer):
         try:
             by_ids, _ = await self._once({"prompt": ids})
             self._takes_ids = alike(by_text, by_ids)
-        except (RequestRejected, ServerBusy):
+        except RequestRejected:
             pass
+        except ServerBusy as error:  # llama-cpp-python's word for a prompt of another type
+            if error.status != 500 or "prompt" not in error.message:
+                raise
         return Capabilities(
             model=str(self.model),
             top_logprobs=self.top_logprobs,

@@ -19,7 +19,7 @@ from uld_adapters.errors import (
 )
 from uld_adapters.logprobs import Draft, FinishReason, TopLogprobs
 from uld_adapters.openai.names import Told
-from uld_adapters.openai.transcript import Transcript
+from uld_adapters.openai.transcript import UNTOLD, Transcript
 from uld_adapters.served import GREEDY
 from uld_adapters.served_text import TextServedBackend
 from uld_adapters.vocabulary.by_bytes import TokensByBytes
@@ -82,11 +82,9 @@ class OpenAIServer(TextServedBackend):
         start, begun = self._begun(prefix)
         again = list(prefix[start:])
         if again and not sampling.greedy:
-            raise ContinuationUnavailable(
-                f"a sampled answer broke off, and {self.name} cannot go on where it ended", hint="ask again, or sample with a seed"
-            )
-        wanted = n + len(again)
-        room = wanted + self._lookahead if self._context is None else min(wanted + self._lookahead, self._context - start)
+            raise ContinuationUnavailable(f"a sampled answer broke off, and {self.name} cannot go on where it ended", hint="ask again")
+        wanted, ahead = n + len(again), self._lookahead
+        room = wanted + ahead if self._context is None else min(wanted + ahead, self._context - start)
         body = self._body(begun, max(room, wanted), sampling) | {"stream": True, "stream_options": {"include_usage": True}}
         transcript = Transcript(self._tokens, self.top_logprobs)
         tokens: list[int] = []
@@ -107,25 +105,25 @@ class OpenAIServer(TextServedBackend):
                         self.check_repeated(token, again[len(tokens) - 1])
                     elif len(tokens) < wanted:
                         yield Draft((token,), (position,))
-                    elif len(tokens) == wanted:
-                        last = Draft((token,), (position,))
-                if last is not None and self._lookahead:
+                    else:
+                        last = last or Draft((token,), (position,))
+                if last is not None and ahead:
                     break
             else:
-                self._check_end(transcript, reason)
+                self._check_end(reason)
+                if transcript.close():
+                    self._lookahead = LOOKAHEAD  # for the next try
+                    raise MalformedAnswer(f"{self.name} tells tokens by U+FFFD alone, and no text completes them", hint=UNTOLD)
                 self._check_count(usage, len(tokens), reason, handed_out=len(tokens) - (last is not None) > len(again))
         if last is not None:
             yield last
         yield self._end(reason, tokens, full=last is not None, usage=usage if start == 0 else None)
 
-    def _check_end(self, transcript: Transcript, reason: str | None) -> None:
+    def _check_end(self, reason: str | None) -> None:
         if reason is None:
             raise StreamInterrupted(f"{self.name}'s answer ended before its last event")
         if reason not in ("stop", "length"):
             raise RequestRejected(f"{self.name} ended the answer itself ({reason})", hint="see the server's own rules about such answers")
-        if transcript.close():
-            self._lookahead = LOOKAHEAD  # for the next try
-            raise MalformedAnswer(f"{self.name} ended in half a character, and does not tell its bytes")
 
     def _end(self, reason: str | None, tokens: list[int], *, full: bool, usage: dict[str, Any] | None) -> Draft:
         """The last piece: an end that is not reported comes as an end token without a report."""

@@ -9,6 +9,9 @@ from uld_adapters.logprobs import TopLogprobs
 from uld_adapters.openai.names import Named, Told, looks_like_control
 from uld_adapters.vocabulary.by_bytes import TokensByBytes
 
+BROKEN = "\ufffd".encode()
+UNTOLD = "use a server that tells the bytes of its tokens, or their ids"
+
 
 class Transcript:
     """Reads one stream: the id and the report of each written token, in order, checked against the text.
@@ -72,7 +75,8 @@ class Transcript:
                 f"the server's tokens spell {self._spelled[at : at + 20]!r} where its text says {self._text[at : at + 20]!r}",
                 hint="its token strings cannot be relied on; use the backend of that server, if there is one",
             )
-        if len(self._text) > n and not self._waiting:
+        cut_off = bool(self._decoder.getstate()[0]) and set(self._text[n:]) == {"\ufffd"}
+        if len(self._text) > n and not self._waiting and not cut_off:
             raise LogprobsUnavailable(
                 f"the server wrote {self._text[n : n + 20]!r} without log-probabilities",
                 hint="ask a model that reports them for every token",
@@ -91,11 +95,13 @@ class Transcript:
             broken, count = known[0].token.data or b"", count + 1
         else:
             broken = new[: new.rfind(rest)] if rest and rest in new else new
+        if BROKEN in broken:
+            return None  # cut off, or never completed: the end of the stream tells
         ids, ways = self._tokens.only_split(broken, count, lambda _, piece: _is_broken(piece))
         if ids is None:
             raise MalformedAnswer(
                 f"the server tells {count} tokens by U+FFFD alone; they spell {broken!r}, in {'several' if ways else 'no'} possible ways",
-                hint="use a server that tells the bytes of its tokens, or their ids",
+                hint=UNTOLD,
             )
         return ids
 
@@ -112,6 +118,11 @@ class Transcript:
         """
         if named.id is not None:
             rows = self._tokens.vocabulary.tokens
+            if named.data and 0 <= named.id < len(rows) and len(rows[named.id]) < len(named.data) and named.data.endswith(rows[named.id]):
+                raise LogprobsUnavailable(
+                    f"the server told nothing of the tokens before the id {named.id}, whose bytes came with it: {named.data!r}",
+                    hint="use the backend of that server, which asks for them again (llamacpp)",
+                )
             if not 0 <= named.id < len(rows) or (named.data is not None and rows[named.id] != named.data):
                 raise self._unknown(named)
             return named.id

@@ -48,6 +48,8 @@ class Server:
         if attempt:
             sampling["seed"] = (self.seed << 8) + attempt
         keys = [key(model, prompt, sampling) for prompt in prompts]
+        if not capabilities.continues:
+            sampling.pop("seed", None)  # such a server draws by itself
         missing = {k: prompt for k, prompt in zip(keys, prompts, strict=True) if self.cache.get(k) is None}
         self.cached += len(keys) - len(missing)
         gate, done = asyncio.Semaphore(self.concurrency), 0
