@@ -42,7 +42,7 @@ class Retokenised:
         self.model, self.vocabulary, self.prompt = model, vocabulary, list(prompt)
         self.tokenizer = PlainTokenizer(vocabulary)
         self.bridge = Bridge(vocabulary, Vocabulary.from_hf(model.tokenizer))
-        self.scorer = TreeScorer(Scorer(model))
+        self.scorer = TreeScorer([Scorer(model)])
         self.track = self.scorer.track()
         self.ends = {token for token, role in vocabulary.roles.items() if role is not Role.OTHER}
 

@@ -17,7 +17,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE.parent / "runs" / "bench"
-PARTS = ("startup", "training", "demo", "latency", "offset", "vocabulary", "retokenised")
+PARTS = ("startup", "training", "demo", "latency", "offset", "artifacts", "vocabulary", "retokenised")
 
 
 def machine() -> str:
@@ -44,6 +44,10 @@ def run_part(name: str) -> dict[str, Any]:
         import offset
 
         return offset.measure(WORK)
+    if name == "artifacts":
+        import artifacts
+
+        return artifacts.measure(WORK)
     if name == "vocabulary":
         import vocabulary
 

@@ -1,13 +1,14 @@
 """A small model reads a tree of tokens below a text: one pass in which each token sees the text and its own ancestors only."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from uld_offset_models.adapter_batch import Parts
 from uld_offset_models.scorer import Track
 
 Path = tuple[int, ...]
@@ -74,14 +75,14 @@ class _Grown:
 
 
 class Tree:
-    """Runs a backbone over trees of tokens; `width` is that of its final hidden states.
+    """Runs a backbone, with the `parts` of its adapters, over trees of tokens; `width` is that of its final hidden states.
 
     Where the model's attention cannot take a mask of our own (sliding windows, linear attention), the paths go through it as a
     batch of texts with copied caches.
     """
 
-    def __init__(self, backbone: Any, *, masks: bool | None = None) -> None:
-        self.backbone = backbone
+    def __init__(self, backbone: Any, *, parts: Parts | None = None, masks: bool | None = None) -> None:
+        self.backbone, self.parts = backbone, parts
         self.masks = takes_masks(backbone.config) if masks is None else masks
         self.passes = 0
         self.read_tokens = 0
@@ -97,7 +98,19 @@ class Tree:
             return [{} for _ in grown]
         self.passes += 1
         self.read_tokens += sum(len(one.tokens) for one in grown)
-        return self._masked(grown) if self.masks else self._unfolded(grown)
+        if not self.masks:
+            return self._unfolded(grown)
+        order = self._sorted([one.growth.track for one in grown])
+        found = dict(zip(order, self._masked([grown[at] for at in order]), strict=True))
+        return [found[at] for at in range(len(grown))]
+
+    def _sorted(self, tracks: Sequence[Track]) -> list[int]:
+        """The order in which texts of one adapter stand side by side, of which the adapters are told."""
+        order = sorted(range(len(tracks)), key=lambda at: tracks[at].adapter)
+        if self.parts is not None:
+            owners = [track.adapter for track in tracks]
+            self.parts.counts = [owners.count(adapter) for adapter in range(self.parts.adapters)]
+        return order
 
     def _masked(self, grown: list[_Grown]) -> list[dict[tuple[int, Path], Tensor]]:
         parameter = next(self.backbone.parameters())
@@ -149,7 +162,8 @@ class Tree:
         for number, (track, new) in enumerate(jobs):
             shapes.setdefault((track.past, len(new)), []).append(number)
         found: dict[int, Tensor] = {}
-        for (past, width), numbers in shapes.items():
+        for (past, width), unsorted in shapes.items():
+            numbers = [unsorted[at] for at in self._sorted([jobs[number][0] for number in unsorted])]
             cache = _stacked([jobs[number][0] for number in numbers], past)
             out = self.backbone(
                 input_ids=torch.tensor([jobs[number][1] for number in numbers], device=device),
@@ -181,7 +195,7 @@ def _longest(paths: Sequence[tuple[int, Path]]) -> Iterator[tuple[int, Path]]:
 
 
 def _cut(track: Track, length: int) -> Track:
-    copy = Track(list(track.tokens), list(track.layers), track.virtual)
+    copy = replace(track)
     copy.rollback(length)
     return copy
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from uld_offset_models.batch_reading import judged
 from uld_offset_models.pair_scorer import PairReading, PairScorer, PairTrack
 from uld_offset_models.scorer import Reading, Scorer, Track
 from uld_offset_models.tree import Growth, Path, Tree
@@ -18,9 +19,13 @@ Asked = tuple[Sequence[int], Sequence[tuple[int, Path]]]
 
 @dataclass
 class TreeTrack:
-    """One text: its caches, and the final hidden states after each of its tokens but those inside the prompt."""
+    """One text: its caches, and the final hidden states after each of its tokens but those inside the prompt.
+
+    `member` is the place of its artifact in a `TreeScorer`.
+    """
 
     inner: Track | PairTrack
+    member: int = 0
     states: dict[int, Tensor] = field(default_factory=dict)
 
     @property
@@ -94,20 +99,18 @@ class PairNode:
 
 
 class TreeScorer:
-    """Reads chains and paths for many texts in one pass, with the head and the gate of an assistant's or a pair's scorer."""
+    """Reads chains and paths for many texts in one pass, with the heads and gates of artifacts that share a backbone."""
 
-    def __init__(self, scorer: Scorer | PairScorer, *, masks: bool | None = None) -> None:
-        self.scorer = scorer
-        if isinstance(scorer, PairScorer):
-            pair = scorer.pair
-            backbones = [pair.tuned.backbone] if pair.shared else [pair.tuned.backbone, pair.frozen.backbone]
-        else:
-            backbones = [scorer.model.backbone]
-        self.trees = [Tree(backbone, masks=masks) for backbone in backbones]
+    def __init__(self, members: Sequence[Scorer | PairScorer], *, masks: bool | None = None) -> None:
+        self.members = tuple(members)
+        self.wide = members[0].models[0].head.dtype == torch.float32
+        self.trees: dict[int, Tree] = {}
+        for model in [model for member in members for model in member.models]:
+            self.trees.setdefault(id(model.backbone), Tree(model.backbone, parts=model.parts, masks=masks))
 
-    def track(self) -> TreeTrack:
-        """A text of which nothing has been read."""
-        return TreeTrack(self.scorer.track())
+    def track(self, member: int = 0) -> TreeTrack:
+        """A text of which nothing has been read, for the artifact at this place."""
+        return TreeTrack(self.members[member].track(), member)
 
     @torch.inference_mode()
     def read(self, jobs: Sequence[tuple[TreeTrack, Asked]], *, every: bool = True) -> list[dict[tuple[int, Path], Node]]:
@@ -115,31 +118,33 @@ class TreeScorer:
 
         `every` keeps the states after all of the chain's tokens; a prompt needs the last one only.
         """
-        found = self._grow(jobs)
-        wanted: list[Tensor] = []
-        for (track, (_, paths)), states in zip(jobs, found, strict=True):
+        asked, states = [], []
+        for (track, (_, paths)), found in zip(jobs, self._grow(jobs), strict=True):
             length = len(track.tokens)
-            track.states |= {at: state for (at, path), state in states.items() if not path and (every or at == length)}
-            wanted += [states[at, path] if path else track.states[at] for at, path in paths]
-        if not wanted:
-            return [{} for _ in jobs]
-        nodes = iter(self._nodes(torch.stack(wanted)))
-        return [{node: next(nodes) for node in paths} for _, (_, paths) in jobs]
+            track.states |= {at: state for (at, path), state in found.items() if not path and (every or at == length)}
+            if paths:
+                wanted = torch.stack([found[at, path] if path else track.states[at] for at, path in paths], 1)
+                wanted = wanted.float() if self.wide else wanted
+                asked.append(track.member)
+                states.append(list(wanted))
+        readings = iter(judged(self.members, asked, states) if asked else ())
+        return [
+            {node: _node(reading) for node, reading in zip(paths, next(readings), strict=True)} if paths else {} for _, (_, paths) in jobs
+        ]
 
-    def _grow(self, jobs: Sequence[tuple[TreeTrack, Asked]]) -> list[dict[tuple[int, Path], Tensor]]:
-        """Final hidden states of each node: of an assistant (width,), of a pair (2, width)."""
-        if not isinstance(self.scorer, PairScorer):
-            return self.trees[0].grow([Growth(track.inner, chain, paths) for track, (chain, paths) in jobs])  # type: ignore[arg-type]
-        sides = [[Growth(getattr(track.inner, side), chain, paths) for track, (chain, paths) in jobs] for side in ("tuned", "frozen")]
-        if len(self.trees) == 1:
-            both = self.trees[0].grow([*sides[0], *sides[1]])
-            tuned, frozen = both[: len(jobs)], both[len(jobs) :]
-        else:
-            tuned, frozen = (tree.grow(side) for tree, side in zip(self.trees, sides, strict=True))
-        return [{node: torch.stack([mine[node], theirs[node]]) for node in mine} for mine, theirs in zip(tuned, frozen, strict=True)]
+    def _grow(self, jobs: Sequence[tuple[TreeTrack, Asked]]) -> list[dict[tuple[int, Path], Float[Tensor, "texts width"]]]:
+        """Final hidden states of each node, in every text that a track has."""
+        owned: dict[int, list[tuple[int, Growth]]] = {tree: [] for tree in self.trees}
+        for number, (track, (chain, paths)) in enumerate(jobs):
+            member: Any = self.members[track.member]
+            for model, text in zip(member.models, member.texts(track.inner), strict=True):
+                owned[id(model.backbone)].append((number, Growth(text, chain, paths)))
+        found: list[list[dict[tuple[int, Path], Tensor]]] = [[] for _ in jobs]
+        for tree, growths in owned.items():
+            for (number, _), states in zip(growths, self.trees[tree].grow([growth for _, growth in growths]), strict=True):
+                found[number].append(states)
+        return [{node: torch.stack([states[node] for states in texts]) for node in texts[0]} for texts in found]
 
-    def _nodes(self, states: Tensor) -> Sequence[Node]:
-        if isinstance(self.scorer, PairScorer):
-            return [PairNode(reading) for reading in self.scorer.readings(states[:, 0], states[:, 1])]
-        wide = states.float() if self.scorer.model.head.dtype == torch.float32 else states
-        return [AssistantNode(reading) for reading in self.scorer.readings(wide)]
+
+def _node(reading: Any) -> Node:
+    return PairNode(reading) if isinstance(reading, PairReading) else AssistantNode(reading)

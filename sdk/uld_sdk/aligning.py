@@ -2,12 +2,11 @@
 
 import logging
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from uld_adapters.vocabulary.alignment import Alignment, Identity, gather
 from uld_adapters.vocabulary.tokens import Vocabulary, load_tokenizer, tokenizer_fingerprint
-from uld_offset_models.shift import Rule
 from uld_sdk.bridge_reading import Bridging
 
 Wanted = Literal["auto", "bridge", "bridge-exact", "path"]
@@ -20,11 +19,10 @@ class ApproximateWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Aligned:
-    """The alignment and its mode: identity, permutation, bridge, bridge-exact or path; `rule` as it can be applied."""
+    """The alignment and its mode: identity, permutation, bridge, bridge-exact or path."""
 
     mode: str
     alignment: Alignment | Bridging
-    rule: Rule
 
 
 def vocabulary_of(tokenizer: Any) -> Vocabulary:
@@ -35,7 +33,7 @@ def vocabulary_of(tokenizer: Any) -> Vocabulary:
     return known if isinstance(known, Vocabulary) else Vocabulary.from_hf(tokenizer)
 
 
-def align(tokenizer: Any, small: Any, *, fingerprint: str, rule: Rule, wanted: Wanted = "auto") -> Aligned:
+def align(tokenizer: Any, small: Any, *, fingerprint: str, wanted: Wanted = "auto") -> Aligned:
     """Choose by bytes and by how both split text, and say once which mode runs (logger "uld_sdk", level INFO).
 
     `small` holds the assistant's tokenizer, of this fingerprint. Raises TokenizerMismatch where the two cannot be brought
@@ -44,25 +42,24 @@ def align(tokenizer: Any, small: Any, *, fingerprint: str, rule: Rule, wanted: W
     remote = tokenizer if isinstance(tokenizer, Vocabulary) else getattr(tokenizer, "vocabulary", None)
     print_ = remote.fingerprint if isinstance(remote, Vocabulary) else tokenizer_fingerprint(tokenizer)
     if wanted == "auto" and print_ == fingerprint:
-        return _said(Aligned("identity", Identity(), rule))
+        return _said(Aligned("identity", Identity()))
     from uld_adapters.vocabulary.verdicts import kind_of
 
     theirs, ours = vocabulary_of(tokenizer), Vocabulary.from_hf(load_tokenizer(small))
     kind = kind_of(theirs, ours)
     if kind in ("identity", "permutation") and wanted == "auto":
-        return _said(Aligned(kind, gather(theirs, ours), rule))
+        return _said(Aligned(kind, gather(theirs, ours)))
     mode = "path" if kind == "path" else "bridge" if wanted == "auto" else wanted
-    return _said(bridged(mode, theirs, ours, rule))
+    return _said(bridged(mode, theirs, ours))
 
 
-def bridged(mode: str, remote: Vocabulary, small: Vocabulary, rule: Rule) -> Aligned:
-    """The modes that read trees; what is not reported cannot be completed from another vocabulary, so its tail is truncated."""
+def bridged(mode: str, remote: Vocabulary, small: Vocabulary) -> Aligned:
+    """The modes that read trees."""
     from uld_adapters.vocabulary.bridge import Bridge
     from uld_adapters.vocabulary.single_path import SinglePath
 
-    rule = replace(rule, tail="truncate")
     weighing = SinglePath(remote, small) if mode == "path" else Bridge(remote, small)
-    return Aligned(mode, Bridging(weighing, rule, remote.rows, exact=mode == "bridge-exact"), rule)
+    return Aligned(mode, Bridging(weighing, remote.rows, exact=mode == "bridge-exact"))
 
 
 def _said(aligned: Aligned) -> Aligned:

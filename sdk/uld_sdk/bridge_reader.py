@@ -13,7 +13,7 @@ from uld_adapters.errors import ContextExceeded
 from uld_adapters.logprobs import TopLogprobs
 from uld_adapters.vocabulary.bridge import Path, Place, beginnings
 from uld_adapters.vocabulary.shares import Shares
-from uld_offset_models.shift import untouched
+from uld_offset_models.shift import Rule, untouched
 from uld_sdk.batching import SmallWorker
 from uld_sdk.bridge_reading import BridgedReading, Bridging
 from uld_sdk.certainty import shifted_bound
@@ -35,6 +35,7 @@ class BridgeReader:
 
     worker: SmallWorker
     bridging: Bridging
+    rule: Rule
     prompt: Sequence[int]
     track: Any
     begun: bytes | None = None
@@ -98,7 +99,8 @@ class BridgeReader:
         self._tokens += tokens
         self._places += places
         return [
-            BridgedReading(self.bridging, at, place, {path: readings[at, path] for path in weighing.cover(place)}) for at, place in asked
+            BridgedReading(self.bridging, self.rule, at, place, {path: readings[at, path] for path in weighing.cover(place)})
+            for at, place in asked
         ]
 
     def next(self, position: int) -> BridgedReading:
@@ -120,7 +122,7 @@ class BridgeReader:
             if len(tokens) > 1:
                 await self.read(tokens[:-1])
             readings = list(self.ready)
-            touched = [at for at, reading in enumerate(readings) if not untouched(reading.peak, self.bridging.rule)]
+            touched = [at for at, reading in enumerate(readings) if not untouched(reading.peak, self.rule)]
             await self._settle([(readings[at], reports[at], tokens[at : at + 1]) for at in touched])
             return readings
         finally:
@@ -128,10 +130,12 @@ class BridgeReader:
 
     async def informed(self, reading: BridgedReading, position: int, top: TopLogprobs, *, also: Sequence[int] = ()) -> None:
         """Judge the tokens reported at a position, and with it those of the touched positions after it that are known already."""
+        if untouched(reading.peak, self.rule):
+            return
         start = time.perf_counter()
         waiting = [(reading, top, list(also))]
         for number, later in enumerate(self.ready, start=position + 1):
-            if number in self._reports and later.values is None and not untouched(later.peak, self.bridging.rule):
+            if number in self._reports and later.values is None and not untouched(later.peak, self.rule):
                 waiting.append((later, self._reports[number], []))
         await self._settle(waiting)
         self.seconds += time.perf_counter() - start
@@ -151,11 +155,7 @@ class BridgeReader:
     async def _narrow(self, reading: BridgedReading, ids: list[int], top: TopLogprobs, shares: Shares) -> None:
         """Open the heaviest leaves, and look at lighter ones, until the bound is within the tolerance or too many have been read."""
         opened = 0
-        while (
-            opened < MOST
-            and reading.least > LIGHTEST
-            and shifted_bound(top, *reading.bounds(), reading.excess(), self.bridging.rule) > self.bridging.tolerance
-        ):
+        while opened < MOST and reading.least > LIGHTEST and self._bound(reading, top) > self.bridging.tolerance:
             wanted = beginnings(path for weight, path in shares.open[:AT_ONCE] if weight > reading.least)
             if not wanted:
                 reading.least /= 10
@@ -164,6 +164,10 @@ class BridgeReader:
             opened += len(further)
             await self._add([(reading, further)])
             shares = reading.settle(ids)
+
+    def _bound(self, reading: BridgedReading, top: TopLogprobs) -> float:
+        ends = self.rule.bounds(reading)
+        return 0.0 if ends is None else shifted_bound(top, ends, self.rule.shift(reading), self.rule.filter)
 
     async def _add(self, asked: Sequence[tuple[BridgedReading, Sequence[Path]]]) -> None:
         paths = sorted({(reading.at, path) for reading, missing in asked for path in missing})

@@ -44,7 +44,6 @@ class Bridging:
     """How a bridge is used: at most `tolerance` of total variation may come from open spellings (None: whatever comes)."""
 
     weighing: Weighing
-    rule: Rule
     rows: int
     exact: bool = False
     tolerance: float = 0.01
@@ -59,6 +58,7 @@ class BridgedReading:
     """
 
     bridging: Bridging
+    rule: Rule
     at: int
     place: Place
     nodes: dict[Path, Any]
@@ -89,6 +89,9 @@ class BridgedReading:
         _, least, most = self._settled()
         return least, most
 
+    def frozen(self) -> None:
+        """What the remote did not report cannot be told from another vocabulary."""
+
     def _settled(self) -> np.ndarray:
         if self.values is None:
             raise RuntimeError("the reading does not know yet which tokens the remote reported")
@@ -106,7 +109,7 @@ class BridgedReading:
 
     def settle(self, ids: Sequence[int]) -> Shares:
         """Judge the remote's tokens by what has been read; the reading is quiet if none of them can have a shift."""
-        rule = self.bridging.rule
+        rule = self.rule
         shares = self.bridging.weighing.read(self.place, ids, self._known(), least=self.least)
         pair = rule.method == "offset"
         known = change(shares, self._gate_of(shares)) if pair else excess(shares)

@@ -14,12 +14,13 @@ from uld_sdk.arrivals import arriving
 from uld_sdk.bridge_reader import BridgeReader
 from uld_sdk.certainty import widened
 from uld_sdk.continuing import cannot_go_on
+from uld_sdk.joint_reader import JointReader
 from uld_sdk.pace import MOST, Pace
 from uld_sdk.raw_report import raw_report
 from uld_sdk.reading import Reader
 from uld_sdk.result import Piece, Report, Result, Step, Usage
 from uld_sdk.settings import Settings
-from uld_sdk.verify import Mode, Verdict, end_stands, is_touched, judge, stands_unseen
+from uld_sdk.verify import Mode, Verdict, end_stands, judge, stands_unseen, touching
 from uld_sdk.written import Written
 
 DRAFT_GREEDY = ServerSampling()
@@ -36,13 +37,14 @@ class Answer:
         prompt: Sequence[int],
         end_ids: frozenset[int],
         *,
-        reader: Reader | BridgeReader | None = None,
-        alignment: str = "identity",
+        reader: Reader | BridgeReader | JointReader | None = None,
     ) -> None:
         self.backend, self.capabilities, self.settings, self.end_ids = backend, capabilities, settings, end_ids
         self.written = Written(backend.tokenizer, prompt, settings.stop)
         self.reader = reader
-        self.report = Report(mode=settings.mode.value, alignment=alignment, top_logprobs=capabilities.top_logprobs)
+        self.report = Report(
+            settings.mode.value, settings.alignment, capabilities.top_logprobs, touched_by=dict.fromkeys(settings.assistants, 0)
+        )
         self.steps: list[Step] = []
         self.finish: str | None = None
         most = MOST if capabilities.continues else settings.max_new_tokens
@@ -132,7 +134,8 @@ class Answer:
 
     async def _decide(self, drafted: int, top: TopLogprobs, reading: Any) -> tuple[Piece | None, bool]:
         settings, report = self.settings, self.report
-        touched = await self._touched(reading, top)
+        await self._inform(reading, top)
+        touched = report.count_touching([settings.assistants[place] for place in touching(reading, settings.rule)])
         if touched and settings.on_touched == "refuse":
             report.positions += 1
             self.finish = "refusal"
@@ -151,20 +154,16 @@ class Answer:
         changed = touched and chosen != drafted
         report.changed += changed
         if settings.trace:
-            words = [self.backend.tokenizer.decode([t]) for t in (chosen, drafted)]
-            peak, gate = (None, None) if reading is None else (reading.peak, reading.gate)
-            self.steps.append(Step(chosen, words[0], drafted, words[1], gate, peak, touched, changed, exact))
+            self.steps.append(Step.at(self.backend.tokenizer, chosen, drafted, reading, touched=touched, exact=exact))
         stands = chosen == drafted
         self._rewritten |= not stands
         report.accepted += stands
         return self._emit(chosen, stands=stands), stands
 
-    async def _touched(self, reading: Any, top: TopLogprobs) -> bool:
-        """Whether the small model moves anything here; one of another vocabulary may have to look at the reported tokens first."""
-        if not is_touched(reading, self.settings.rule) or self.reader is None:
-            return is_touched(reading, self.settings.rule)
-        await self.reader.informed(reading, len(self.written), top, also=() if top.ids.size else sorted(self.end_ids))
-        return is_touched(reading, self.settings.rule)
+    async def _inform(self, reading: Any, top: TopLogprobs) -> None:
+        """A small model of another vocabulary may have to look at the reported tokens before it can tell what it moves."""
+        if self.reader is not None:
+            await self.reader.informed(reading, len(self.written), top, also=() if top.ids.size else sorted(self.end_ids))
 
     async def _judged(self, drafted: int, top: TopLogprobs, reading: Any) -> tuple[int, bool, float]:
         """The token that is to stand, whether it is exact, and the bound where it is not."""
@@ -178,10 +177,10 @@ class Answer:
             start = time.perf_counter()
             top, whole = await raw_report(self.backend, self.written.prefix, top, sampling, self._counting)
             self.report.seconds_server += time.perf_counter() - start
-            await self._touched(reading, top)
+            await self._inform(reading, top)
         verdict = judge(top, reading, rule, sampling, mode, self.report.positions, drafted=drafted, processed=processed)
-        if verdict.touched and (bounds := reading.bounds()) is not None:
-            verdict = widened(verdict, top, bounds, reading.excess(), rule, sampling)
+        if verdict.touched and (bounds := rule.bounds(reading)) is not None:
+            verdict = widened(verdict, top, bounds, rule.shift(reading), rule.ratio(reading), sampling)
         chosen = self._choose(verdict, drafted)
         self.report.completed += verdict.completed
         # A better token may be one that cannot be sent back as text, that nobody can tell, or that the server's own cuts left out.

@@ -173,7 +173,7 @@ def test_real_pairs(remote: str, small: str, kind: str) -> None:
 def test_any_tokenizer_file_opens(tmp_path: Path, tiny_target: Path, tiny_gguf: Path) -> None:
     folder = open_vocabulary(str(tiny_target))
     assert open_vocabulary(tiny_target / "tokenizer.json").tokens == folder.tokens
-    assert open_vocabulary(tiny_gguf).tokens == folder.tokens
+    assert open_vocabulary(tiny_gguf).tokens[: folder.rows] == folder.tokens
     assert open_vocabulary(folder) is folder
     wrong = tmp_path / "wrong.json"
     for content in ("[1]", "{"):

@@ -73,7 +73,7 @@ def test_sliding_windows_are_read_path_by_path(kind: str) -> None:
 
 def test_a_scorer_of_trees_thinks_as_the_plain_one(tiny_target: Path) -> None:
     model = likeness(tiny_target)
-    scorer, trees = Scorer(model), TreeScorer(Scorer(model))
+    scorer, trees = Scorer(model), TreeScorer([Scorer(model)])
     tracks = [trees.track() for _ in PROMPTS]
     trees.read([(track, (prompt, ())) for track, prompt in zip(tracks, PROMPTS, strict=True)], every=False)
     assert [list(track.states) for track in tracks] == [[5], [3]], "of a prompt only the last state is kept"
@@ -96,7 +96,7 @@ def test_a_scorer_of_trees_thinks_as_the_plain_one(tiny_target: Path) -> None:
 def test_pairs_are_read_through_trees(tiny_target: Path, tmp_path: Path, kind: str, masks: bool | None) -> None:
     pair = load_artifact(save_pair(tmp_path / "pair", tiny_target, kind, gated=True)).model
     assert isinstance(pair, Pair)
-    scorer, trees = PairScorer(pair), TreeScorer(PairScorer(pair), masks=masks)
+    scorer, trees = PairScorer(pair), TreeScorer([PairScorer(pair)], masks=masks)
     tracks = [trees.track() for _ in PROMPTS]
     trees.read([(track, (prompt, ())) for track, prompt in zip(tracks, PROMPTS, strict=True)], every=False)
     found = trees.read([(t, (chain, paths)) for t, chain, paths in zip(tracks, CHAINS, PATHS, strict=True)])

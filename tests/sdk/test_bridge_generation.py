@@ -79,12 +79,14 @@ class Slow:
 
 
 async def fast(backend: Any, small: SmallModel, remote: Vocabulary, prompt: str, *, draft: str | int, mode: str = "bridge") -> Result:
-    aligned = bridged(mode, remote, Vocabulary.from_hf(small.tokenizer), RULE)
-    worker = SmallWorker(TreeScorer(Scorer(small, threshold=RULE.margin)))
-    reader = BridgeReader(worker, aligned.alignment, render_as_trained(small.tokenizer, prompt, chat_template=True), worker.scorer.track())
-    settings = Settings(aligned.rule, Sampling(), Mode.GREEDY, LENGTH, draft=draft)
+    aligned = bridged(mode, remote, Vocabulary.from_hf(small.tokenizer))
+    worker = SmallWorker(TreeScorer([Scorer(small, threshold=RULE.margin)]))
+    assert isinstance(aligned.alignment, Bridging)
+    small_prompt = render_as_trained(small.tokenizer, prompt, chat_template=True)
+    reader = BridgeReader(worker, aligned.alignment, RULE, small_prompt, worker.scorer.track())
+    settings = Settings(RULE, Sampling(), Mode.GREEDY, LENGTH, draft=draft, alignment=mode)
     ends = end_token_ids(backend.tokenizer)
-    run = Answer(backend, await backend.probe(), settings, render(backend.tokenizer, prompt), ends, reader=reader, alignment=mode)
+    run = Answer(backend, await backend.probe(), settings, render(backend.tokenizer, prompt), ends, reader=reader)
     result = None
     async for piece in run.run():
         result = piece.result or result
@@ -135,15 +137,15 @@ async def test_the_exact_mode_narrows_the_bound(tiny_target: Path, other: SmallM
     reports = (await backend.score(render(backend.tokenizer, PROMPTS[0]), answer)).positions
     bounds: dict[str, list[float]] = {}
     for mode in ("bridge", "bridge-exact", "path"):
-        aligned = bridged(mode, remote, small, RULE)
-        worker = SmallWorker(TreeScorer(Scorer(other, threshold=RULE.margin)))
+        aligned = bridged(mode, remote, small)
+        worker = SmallWorker(TreeScorer([Scorer(other, threshold=RULE.margin)]))
         prompt = render_as_trained(other.tokenizer, PROMPTS[0], chat_template=True)
         assert isinstance(aligned.alignment, Bridging)
-        reader = BridgeReader(worker, aligned.alignment, prompt, worker.scorer.track())
+        reader = BridgeReader(worker, aligned.alignment, RULE, prompt, worker.scorer.track())
         readings = await reader.along(answer, reports)
         worker.close()
         told = [(reading, top) for reading, top in zip(readings, reports, strict=True) if reading.values is not None]
-        bounds[mode] = [shifted_bound(top, *reading.bounds(), reading.excess(), RULE) for reading, top in told]
+        bounds[mode] = [shifted_bound(top, RULE.bounds(reading), RULE.shift(reading), RULE.filter) for reading, top in told]
     print({mode: np.round(values, 4).tolist() for mode, values in bounds.items()})
     assert max(bounds["bridge-exact"]) <= 0.01 < max(bounds["bridge"])
     assert all(tight <= loose + 1e-6 for tight, loose in zip(bounds["bridge-exact"], bounds["bridge"], strict=True))
