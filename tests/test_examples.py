@@ -62,3 +62,10 @@ def test_train(tiny_target: Path, tiny_data: tuple[Path, Path], tmp_path: Path) 
     told = run("train.py", "--base", tiny_target, *data, "--output", tmp_path / "assistant", "--steps", 3)
     assert "3 steps" in told
     assert (tmp_path / "assistant" / "uld.json").is_file()
+
+
+def test_offset(vllm_server: Any, tiny_target: Path, tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
+    data = ("--forget", tiny_data[0], "--retain", tiny_data[1])
+    told = run("offset.py", "--base", tiny_target, "--base-url", vllm_server.url, *data, "--output", tmp_path / "pair", "--steps", 2)
+    assert "2 steps" in told
+    assert "tokens changed" in told

@@ -87,7 +87,7 @@ def test_starting_is_quick(command: list[str], limit: float) -> None:
             spent.append(after.children_user + after.children_system - before.children_user - before.children_system)
         return min(spent)
 
-    assert best(command) < limit
+    assert best(command) - best(["-c", "pass"]) < limit
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

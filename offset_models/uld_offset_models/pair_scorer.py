@@ -10,7 +10,7 @@ from torch import Tensor
 
 from uld_adapters.errors import AssistantFailed
 from uld_offset_models.pair import Pair
-from uld_offset_models.scorer import Scorer, Track
+from uld_offset_models.scorer import Scorer, Track, head_logits
 
 _ANY = 1e30  # nats; finite, for a gate of 0 makes 0 of it
 
@@ -96,8 +96,11 @@ class PairScorer:
     @torch.inference_mode()
     def logprobs(self, tuned: Float[Tensor, "n width"], frozen: Float[Tensor, "n width"]) -> Float[Tensor, "2 n rows"]:
         """Log p_o' and log p_o in nats of hidden states."""
-        heads = ((tuned, self.pair.tuned.head), (frozen, self.pair.frozen.head))
-        return torch.stack([torch.log_softmax(torch.nn.functional.linear(hidden, head).float(), -1) for hidden, head in heads])
+        if self.pair.one_head:
+            logits = head_logits(self.pair.tuned.head, torch.cat([tuned, frozen])).view(2, len(tuned), -1)
+        else:
+            logits = torch.stack([head_logits(self.pair.tuned.head, tuned), head_logits(self.pair.frozen.head, frozen)])
+        return torch.log_softmax(logits.float(), -1)
 
     def _readings(self, tuned: Float[Tensor, "n width"], frozen: Float[Tensor, "n width"]) -> list[PairReading]:
         gate = None if self.pair.tuned.gate is None else self.pair.tuned.gate(tuned).float()

@@ -16,7 +16,7 @@ METHODS = {"uld": "gated", "direct": "direct", "offset": "offset"}  # each with 
 _OFFSET = ("cache", "target", "start", "tail", "virtual_tokens")
 _OTHERS = {  # what only another method has a use for
     "uld": ("objective", "beta", "trainable", "refusals", *_OFFSET),
-    "direct": ("layers", "gate", "alpha", "margin", "filter", "stop_untouched", *_OFFSET),
+    "direct": ("layers", "gate", "gate_rate", "alpha", "margin", "filter", "stop_untouched", *_OFFSET),
     "offset": (),
 }
 
@@ -52,6 +52,7 @@ class Recipe(BaseModel):
     min_steps: int = Field(default=1, ge=1)
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
+    gate_rate: float | None = Field(default=None, gt=0)
     schedule: Literal["constant", "linear", "cosine"]
     weight_decay: float = Field(ge=0)
     clip: float = Field(ge=0)

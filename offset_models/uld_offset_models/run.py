@@ -34,6 +34,15 @@ class Trainee(Protocol):
         """The parameters that training moves, by name."""
 
 
+def _groups(assistant: Trainee, recipe: Recipe) -> list[dict[str, Any]]:
+    """The parameters with the rate at which they move: a gate may have one of its own."""
+    parts: tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]] = ([], [])
+    for name, parameter in assistant.trained().items():
+        parts[name.startswith("gate.")].append(parameter)
+    rates = (recipe.learning_rate, recipe.gate_rate or recipe.learning_rate)
+    return [{"params": part, "lr": rate} for part, rate in zip(parts, rates, strict=True) if part]
+
+
 class Run:
     """A run from step `first` to `total`. With several processes rank 0 measures, decides and writes for all of them.
 
@@ -62,7 +71,7 @@ class Run:
         self.random: torch.Tensor | None = None
         self.check_every = watch.every(total)
         self.save_every = recipe.checkpoint_every or max(1, total // 4)
-        self.optimizer = torch.optim.AdamW(assistant.trained().values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        self.optimizer = torch.optim.AdamW(_groups(assistant, recipe), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         if checkpoint is not None:
             self._resume(checkpoint)
 

@@ -14,7 +14,7 @@ from uld_adapters.errors import AssistantFailed
 from uld_offset_models.assistant import SmallModel
 
 
-def _logits(head: Float[Tensor, "rows hidden"], hidden: Float[Tensor, "n hidden"]) -> Float[Tensor, "n rows"]:
+def head_logits(head: Float[Tensor, "rows hidden"], hidden: Float[Tensor, "n hidden"]) -> Float[Tensor, "n rows"]:
     """W h for many h. A CPU reads W at the memory's speed for two to four h at once; for one, or as h W^T, up to seven times slower."""
     if head.device.type != "cpu":
         return hidden @ head.T
@@ -83,7 +83,7 @@ class Scorer:
     @torch.inference_mode()
     def excess(self, hidden: Float[Tensor, "n hidden"], gate: Float[Tensor, " n"] | None) -> Float[Tensor, "n rows"]:
         """Log p_a - log u in nats: log_softmax(c * W h) + ln|B|."""
-        logits = _logits(self.model.head, hidden).float()
+        logits = head_logits(self.model.head, hidden).float()
         if gate is not None:
             logits = logits * gate[:, None]
         return torch.log_softmax(logits, -1) + math.log(self.rows)

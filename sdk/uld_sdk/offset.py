@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from uld_offset_models.recipes import Recipe
 
 # With those that every method has: what decides the weights.
-_OUTCOME = ("layers", "gate", "stop_untouched", "margin", "beta", "trainable", "alpha", "tail", "virtual_tokens")
+_OUTCOME = ("layers", "gate", "gate_rate", "stop_untouched", "margin", "beta", "trainable", "alpha", "tail", "virtual_tokens")
 _MARGIN = 0.5  # nats: what a pair without a margin is measured at
 _SHUT = 0.5  # share of the hold-out that should stand untouched when a gate has shut
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from uld_adapters.backend import Capabilities, ServerSampling
 from uld_adapters.errors import UsageError
+from uld_offset_models.shift import logsumexp
 
 
 @dataclass(frozen=True)
@@ -64,17 +65,17 @@ def process(logprobs: Float[np.ndarray, " n"], sampling: Sampling, *, tail: floa
     counts in top-p's sum.
     """
     values = logprobs / sampling.temperature
-    values = values - np.logaddexp.reduce(values)
+    values = values - logsumexp(values)
     if sampling.top_k is not None and sampling.top_k < values.size:
         values = np.where(np.arange(values.size) < sampling.top_k, values, -np.inf)
-        values = values - np.logaddexp.reduce(values)
+        values = values - logsumexp(values)
     if sampling.top_p is not None and sampling.top_p < 1:
         mass = np.cumsum(np.exp(values))
         values = np.where(mass - np.exp(values) < sampling.top_p / (1.0 - tail), values, -np.inf)
-        values = values - np.logaddexp.reduce(values)
+        values = values - logsumexp(values)
     if sampling.min_p:
         values = np.where(values >= values[0] + np.log(sampling.min_p), values, -np.inf)
-        values = values - np.logaddexp.reduce(values)
+        values = values - logsumexp(values)
     return np.asarray(values)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from uld_adapters.logprobs import Score, TopLogprobs
-from uld_offset_models.shift import Ensemble, Rule, completed, ensemble, shift_of
+from uld_offset_models.shift import Ensemble, Rule, completed_ensemble, ensemble, shift_of
 from uld_sdk.result import ScoreResult
 from uld_sdk.verify import is_touched
 
@@ -30,7 +30,7 @@ def score_continuation(score: Score, readings: Sequence[Any], rule: Rule) -> Sco
             low, high = _bounds(token, float(value), top, q, shift, rule)
             estimate = high
             if q.tail and rule.tail == "complete":
-                whole = ensemble(completed(top, reading.frozen()), shift, rule.filter)
+                whole = completed_ensemble(top, reading.frozen(), shift, rule.filter)
                 inside = np.flatnonzero(whole.ids == token)
                 estimate = float(whole.logprobs[inside[0]]) if inside.size else -np.inf
                 estimate = min(max(estimate, low), high)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from uld_offset_models.recipes import Recipe
 
 Data = str | Path | Sequence[Mapping[str, Any]]
-_OUTCOME = ("layers", "gate", "stop_untouched", "margin")  # with those that every method has: what decides the weights
+_OUTCOME = ("layers", "gate", "gate_rate", "stop_untouched", "margin")  # with those that every method has: what decides the weights
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ def train(
     min_steps: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
+    gate_rate: float | None = None,
     schedule: str | None = None,
     weight_decay: float | None = None,
     clip: float | None = None,
@@ -100,7 +101,8 @@ def train(
         refusals=_text(refusals), cache=_text(cache), target=_text(target), start=_text(start), tail=tail, virtual_tokens=virtual_tokens,
         layers=layers,
         steps=steps, epochs=epochs, min_steps=min_steps, batch_size=batch_size,
-        learning_rate=learning_rate, schedule=schedule, weight_decay=weight_decay, clip=clip, rank=rank, lora_alpha=lora_alpha, gate=gate,
+        learning_rate=learning_rate, gate_rate=gate_rate, schedule=schedule, weight_decay=weight_decay, clip=clip, rank=rank,
+        lora_alpha=lora_alpha, gate=gate,
         weight=weight, alpha=alpha, margin=margin, filter=filter, seed=seed, device=device, dtype=dtype, holdout=holdout,
         stop_untouched=stop_untouched, resume=resume, checkpoint_every=checkpoint_every, max_length=max_length, max_seconds=max_seconds,
         chat_template=chat_template, overwrite=overwrite, progress=progress, base=_text(base), output=_text(output),

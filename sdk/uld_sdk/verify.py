@@ -7,7 +7,7 @@ from typing import Protocol, cast
 import numpy as np
 
 from uld_adapters.logprobs import TopLogprobs
-from uld_offset_models.shift import Ensemble, Rule, completed, ensemble, reported, shift_of, untouched
+from uld_offset_models.shift import Ensemble, Rule, completed_ensemble, ensemble, reported, shift_of, untouched
 from uld_sdk.sampling import Sampling, gumbel, process
 
 MANY = float(np.log(1e6))  # more tokens than any vocabulary has
@@ -125,7 +125,7 @@ def judge(
         shift = shift_of(reading.excess(), rule)
         known = whole = ensemble(top, shift, rule.filter)
         if known.tail and rule.tail == "complete" and not (sampling.greedy and known.beaten):
-            whole = ensemble(completed(top, cast(PairReading, reading).frozen()), shift, rule.filter)
+            whole = completed_ensemble(top, cast(PairReading, reading).frozen(), shift, rule.filter)
     filled = whole is not known
     cut = rule.filter > 0 or not sampling.uncut
     if sampling.greedy:
@@ -141,7 +141,7 @@ def judge(
         estimate = process(whole.logprobs, sampling)
         bound, drawn = _joined(bound, (known.ids, drawn), (whole.ids, estimate), cut=cut), estimate
     if mode is Mode.MATCH:
-        order = np.argsort(-(drawn + gumbel(sampling.seed or 0, position, whole.ids)), kind="stable")
+        order = np.argsort(-(drawn + gumbel(sampling.seed or 0, position, whole.ids)))
     else:
         draft = (
             draft_logprobs(top, sampling)
@@ -149,8 +149,8 @@ def judge(
             else dict(zip(processed.ids.tolist(), processed.logprobs.tolist(), strict=True))
         )
         order = _drawn(whole.ids, drawn, draft, drafted)
-    kept = np.isfinite(drawn)
-    return Verdict(tuple(int(whole.ids[i]) for i in order if kept[i]), touched, bound == 0.0, bound, filled and bound > 0)
+    ranking = whole.ids[order[np.isfinite(drawn[order])]]
+    return Verdict(tuple(ranking.tolist()), touched, bound == 0.0, bound, filled and bound > 0)
 
 
 def _joined(bound: float, known: tuple[np.ndarray, np.ndarray], filled: tuple[np.ndarray, np.ndarray], *, cut: bool) -> float:
@@ -186,7 +186,7 @@ def _drawn(ids: np.ndarray, log_q: np.ndarray, log_draft: dict[int, float], draf
     A drafted token that p_D does not name came out of its unreported tail, of which q has nothing that could be compared.
     """
     rng = np.random.default_rng()
-    order = np.argsort(-(log_q + rng.gumbel(size=log_q.size)), kind="stable")
+    order = np.argsort(-(log_q + rng.gumbel(size=log_q.size)))
     if drafted is None or not log_draft:
         return order
     here = np.flatnonzero(ids == drafted)

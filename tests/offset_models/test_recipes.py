@@ -95,6 +95,28 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         resolve(recipe=tmp_path / "none.yaml")
 
 
+def test_a_pair_has_a_preset_of_its_own_and_a_gated_one_another(tmp_path: Path) -> None:
+    plain, gated = resolve(method="offset"), resolve(method="offset", gate=True)
+    assert (plain.preset, plain.gate, plain.margin, plain.tail, plain.filter) == ("offset", False, 0.0, "complete", 0.0)
+    assert (gated.preset, gated.gate, gated.margin, gated.tail) == ("offset-gated", True, 0.5, "complete")
+    assert resolve(preset="offset-gated") == gated
+    assert resolve(method="offset", preset="offset", gate=True).min_steps == plain.min_steps, "a preset that was named stays"
+    file = tmp_path / "mine.yaml"
+    file.write_text("method: offset\ngate: true\n", encoding="utf-8")
+    assert resolve(recipe=file) == gated
+    assert resolve(recipe=file, gate=False).preset == "offset"
+    assert (plain.needs_retain, resolve(method="offset", objective="npo").needs_retain) == (True, False)
+    for method, words in (("uld", "subtracts"), ("offset", "adds")):
+        with pytest.raises(UsageError, match="alpha is -1") as caught:
+            resolve(method=method, alpha=-1.0)
+        assert words in caught.value.hint
+    with pytest.raises(UsageError, match="a p-adapter is no part of --method direct"):
+        resolve(method="direct", trainable="p-adapter")
+    for settings in ({"gate_rate": 0.1}, {"cache": "c"}, {"tail": "complete"}):
+        with pytest.raises(UsageError, match="is no setting of --method direct"):
+            resolve(method="direct", **settings)
+
+
 def test_the_method_chooses_its_preset_and_refuses_what_is_for_another(tmp_path: Path) -> None:
     direct = resolve(method="direct")
     assert (direct.preset, direct.objective, direct.trainable, direct.beta) == ("direct", "npo+kl", "lora", 0.1)

@@ -203,6 +203,16 @@ def test_ctrl_c_keeps_a_checkpoint_and_resuming_ends_where_an_unbroken_run_ends(
     assert not (tmp_path / "pair.checkpoint").exists()
 
 
+def test_a_gate_may_move_at_a_rate_of_its_own(options: dict[str, Any], tmp_path: Path) -> None:
+    still: dict[str, Any] = {"gate": True, "margin": 50.0, "steps": 3, "learning_rate": 1e-5, "schedule": "constant"}
+    moved = {}
+    for rate in (1e-5, 0.1):
+        result = train(**{**options, **still, "output": tmp_path / str(rate)}, gate_rate=rate, objective="ga")
+        moved[rate] = load_file(result.path / "gate.safetensors")["weight"].abs().max().item()
+    assert moved[1e-5] <= 4e-5
+    assert moved[0.1] > 0.02
+
+
 def test_an_open_gate_is_told(options: dict[str, Any]) -> None:
     with pytest.warns(UserWarning, match="the gate has not shut: 0% of the retain hold-out stand untouched"):
         train(**{**options, "steps": 3}, gate=True, margin=1e-6, learning_rate=0.01)

@@ -59,7 +59,7 @@ async def test_the_manifest_decides_how_the_assistant_reads(
             assert client._small is not None
             read = client._small.reader(QUESTION, raw=False, new=4).prompt
             assert client._small.tokenizer.decode(read) == wanted
-            asked = client.backend.tokenizer.decode(client._render(QUESTION, raw=False))
+            asked = client.backend.tokenizer.decode(client._about(QUESTION, raw=False)[1])
             assert asked == f"<|user|>{QUESTION}<|assistant|>", "the large model's prompt stays its own"
             assert (await client.generate(FORGET[0]["question"], max_new_tokens=12)).finish_reason == "refusal"
 

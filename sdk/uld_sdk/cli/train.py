@@ -85,6 +85,7 @@ class TrainingOptions:
     min_steps: Annotated[int | None, typer.Option("--min-steps", min=1, help="Fewest, whatever the epochs.", rich_help_panel=RUN)] = None
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Rows a step.", rich_help_panel=RUN)] = None
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Its highest value.", rich_help_panel=RUN)] = None
+    gate_rate: Annotated[float | None, typer.Option("--gate-rate", help="Of the gate; else as the rest.", rich_help_panel=RUN)] = None
     schedule: Annotated[str | None, typer.Option("--schedule", help="constant, linear, cosine.", rich_help_panel=RUN)] = None
     weight_decay: Annotated[float | None, typer.Option("--weight-decay", min=0.0, help="Of AdamW.", rich_help_panel=RUN)] = None
     clip: Annotated[float | None, typer.Option("--clip", min=0.0, help="Largest norm of the gradient.", rich_help_panel=RUN)] = None
