@@ -6,7 +6,7 @@ from typing import Any
 from uld_adapters.backend import Capabilities
 from uld_adapters.errors import RequestRejected, ServerBusy
 from uld_adapters.openai.names import Told, chat_positions, completion_positions
-from uld_adapters.openai.places import RULES, Passage, origins
+from uld_adapters.openai.places import RULES, Passage, Rule, origins
 from uld_adapters.openai.server import COMPARED, LOOKAHEAD, OpenAIServer, alike
 
 
@@ -19,7 +19,8 @@ class CompletionsBackend(OpenAIServer):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._rules = {str: RULES, list: RULES}  # how the server may count the places of its tokens, by the kind of prompt
+        # By the kind of prompt, how the server may count the places of its tokens.
+        self._rules: dict[type, frozenset[Rule]] = {str: RULES, list: RULES}
 
     def resume(self, prefix: Sequence[int]) -> Sequence[int] | None:
         """The prefix itself where the server takes ids, else the ids that it will see for its text."""
