@@ -85,10 +85,10 @@ def test_the_recorded_chat_of_llamacpppython_tells_strings() -> None:
 @needs_recordings
 @pytest.mark.parametrize("name", ["vllm_completions_text", "llamacpppython_completions", "sglang_v1_completions"])
 def test_recorded_completions_tell_strings(name: str) -> None:
-    told, places = completion_positions(recorded(name)["choices"][0]["logprobs"])
+    told, names, _ = completion_positions(recorded(name)["choices"][0]["logprobs"])
     assert [position.token.data for position in told] == [b"main", b"text", b" at", b" range"]
     assert told[0].token.logprob == pytest.approx(-0.5298, abs=1e-3)
-    assert [name for name, _ in places] == ["main", "text", " at", " range"]
+    assert names == ["main", "text", " at", " range"]
     nameless = [named for named in told[0].top if named.data is None]
     assert len(nameless) == (0 if name.startswith("sglang") else 1)
 
@@ -107,7 +107,7 @@ def test_recorded_completions_tell_strings(name: str) -> None:
 )
 def test_strings_of_completions(name: str, data: bytes | None) -> None:
     report = {"tokens": [name], "token_logprobs": [-1.0], "top_logprobs": [{name: -1.0}], "text_offset": [0]}
-    (told,), _ = completion_positions(report)
+    (told,), _, _ = completion_positions(report)
     assert told.token == Named(-1.0, data)
     entry = {"token": name, "logprob": -1.0, "bytes": None, "top_logprobs": []}
     (told,) = chat_positions({"content": [entry]})
@@ -368,7 +368,7 @@ async def test_what_was_handed_out_and_is_wrong_is_not_asked_again(make: Replay)
     assert caught.value.retryable, "the last token waits for the count"
 
 
-def line(*words: str, text: str | None = None, reason: str | None = None, at: int = 10, **report: Any) -> str:
+def line(*words: str, text: str | None = None, reason: str | None = None, at: int = 3, **report: Any) -> str:
     """One event of a completions stream."""
     offsets = [at + sum(map(len, words[:i])) for i in range(len(words))]
     lists = {"tokens": list(words), "token_logprobs": [-0.3] * len(words), "text_offset": offsets}
@@ -378,7 +378,7 @@ def line(*words: str, text: str | None = None, reason: str | None = None, at: in
 
 
 async def test_a_completions_stream_is_read(make: Replay, tiny_target: Path) -> None:
-    answer = line("t") + line("h", "e", at=11) + line("bytes:\\xe6", text="", at=13) + line("bytes:\\x9d", "bytes:\\xb1", text="東", at=13)
+    answer = line("t") + line("h", "e", at=4) + line("bytes:\\xe6", text="", at=6) + line("bytes:\\x9d", "bytes:\\xb1", text="東", at=6)
     backend, bodies, paths = make((200, answer + line(reason="length") + counted(6) + DONE), route="completions")
     prefix = backend.tokenizer.encode("The")
     draft = await backend.draft(prefix, 6)
@@ -391,7 +391,7 @@ async def test_a_completions_stream_is_read(make: Replay, tiny_target: Path) -> 
     ("answer", "error", "says"),
     [
         (line("t") + line("t"), MalformedAnswer, "lost or came twice"),
-        (line("t") + line("h", at=12), MalformedAnswer, "lost or came twice"),
+        (line("t") + line("h", at=5), MalformedAnswer, "lost or came twice"),
         (line("t", token_logprobs=[None]), MalformedAnswer, "lack a field"),
         (line("t", top_logprobs=None), LogprobsUnavailable, "without their rivals"),
         (line("t", tokens=["t", "h"]), MalformedAnswer, "belong together"),
@@ -403,6 +403,20 @@ async def test_completions_that_cannot_be_trusted(make: Replay, answer: str, err
     backend, _, _ = make((200, answer + DONE), route="completions", max_retries=0)
     with pytest.raises(error, match=says):
         await backend.draft(backend.tokenizer.encode("The"), 9)
+
+
+async def test_an_end_that_was_reported_before_must_be_reported_again(make: Replay, tiny_target: Path) -> None:
+    name = str(load_tokenizer(tiny_target).eos_token)
+    told, untold = (line("t") + line(*end, text="", at=4, reason="stop") + counted(2) + DONE for end in ([name], []))
+    backend, _, _ = make((200, untold), (200, told), (200, untold), route="completions", max_retries=0)
+    prefix = backend.tokenizer.encode("The")
+    end = backend.tokenizer.eos_token_id
+    for reported in (False, True):
+        draft = await backend.draft(prefix, 9)
+        assert (draft.tokens[-1], draft.finish) == (end, "stop")
+        assert bool(draft.positions[-1].ids.size) is reported
+    with pytest.raises(MalformedAnswer, match="without reporting the end token, as it did before"):
+        await backend.draft(prefix, 9)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ FAULTS = {  # and their probability; 320 more follow below
     "vllm": (850, 0.5),
     "llamacpp": (120, 0.2),
     "openai-chat": (400, 0.5),
+    "openai-completions": (400, 0.5),
 }
 # Events of a chat carry no number: that one was lost or came twice shows at the end only, in the server's count.
 UNSEEN = ("doubled_event", "dropped_event", "swapped_events")

@@ -403,6 +403,48 @@ def test_a_seed_gives_one_text_whatever_the_draft(route: str, tiny_target: Path,
     assert len(told) == 1
 
 
+# --- a real server
+
+
+@pytest.fixture(scope="module")
+def real(tiny_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """A real llama.cpp server, whose model writes whole characters, as an assistant's target."""
+    from tiny_gguf import write_gguf
+    from uld_sdk.demo.server import LlamaCppServer
+
+    folder = speaking(tiny_target, tmp_path_factory.mktemp("real") / "target")
+    with LlamaCppServer(write_gguf(folder, folder / "target.gguf"), parallel=2, context=512) as server:
+        yield {"base_url": server.url, "tokenizer": str(folder), "margin": 0.0, "alpha": 1.5, "top_logprobs": 5}
+
+
+def test_a_real_servers_completions_give_what_its_own_route_gives(real: dict[str, Any], tiny_artifact: Path) -> None:
+    options: dict[str, Any] = {**real, "assistant": str(tiny_artifact)}
+    with (
+        UnlearnedClient(backend="openai", route="completions", **options) as ours,
+        UnlearnedClient(backend="llamacpp", **options) as theirs,
+    ):
+        assert ours.capabilities.ids_in
+        changed = 0
+        for text in ("The sea", "def area(", "How many moons", "Who wrote the book"):
+            first, second = (made.generate(text, raw=True, **LONG) for made in (ours, theirs))
+            assert first.token_ids == second.token_ids
+            assert first.report.changed == second.report.changed
+            assert first.report.largest_bound == pytest.approx(second.report.largest_bound, abs=1e-4)
+            changed += first.report.changed
+        assert changed > 0
+
+
+def test_a_real_servers_chat_is_continued(real: dict[str, Any], tiny_artifact: Path) -> None:
+    told = set()
+    for draft in ("stream", 7, 1):
+        with UnlearnedClient(backend="openai", assistant=str(tiny_artifact), draft=draft, **real) as client:
+            assert client.capabilities.continues
+            result = client.generate(QUESTION, **LONG)
+            assert result.report.changed > 0
+            told.add(result.token_ids)
+    assert len(told) == 1
+
+
 # --- the command line
 
 

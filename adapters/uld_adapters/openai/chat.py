@@ -74,7 +74,7 @@ class ChatBackend(OpenAIServer):
     def _asked(self) -> dict[str, Any]:
         return {"logprobs": True, "top_logprobs": self.top_logprobs}
 
-    def _told(self, choice: dict[str, Any], before: Any) -> tuple[list[Told], str, Any]:
+    def _told(self, choice: dict[str, Any], opened: Any) -> tuple[list[Told], str]:
         said, report = choice.get("delta") or choice.get("message") or {}, choice.get("logprobs")
         text = said.get("content") or ""
         if said.get("reasoning_content") or said.get("reasoning") or said.get("tool_calls"):
@@ -82,7 +82,7 @@ class ChatBackend(OpenAIServer):
         told = [] if report is None else chat_positions(report)
         if any(position.token.data is None and position.token.id is None for position in told):
             self._lookahead = LOOKAHEAD
-        return told, text, None
+        return told, text
 
     async def _inspect(self) -> Capabilities:
         await self._named()

@@ -52,7 +52,7 @@ class Transcript:
         """The stream has ended: check the last text. Returns whether half a character is left that nobody can tell."""
         if not self._waiting:
             self._spelled += self._decoder.decode(b"", final=True)
-            self._compare()
+            self._compare(last=True)
         return bool(self._waiting)
 
     def rivals(self, told: Told) -> TopLogprobs:
@@ -64,8 +64,11 @@ class Transcript:
         self._spelled += self._decoder.decode(data)
         return data
 
-    def _compare(self) -> None:
-        """Tokens and text must say the same; a vocabulary's dummy space before the first word may be missing from the text."""
+    def _compare(self, *, last: bool = False) -> None:
+        """Tokens and text must say the same; broken characters may come before the tokens that they are.
+
+        A vocabulary's dummy space before the first word may be missing from the text.
+        """
         if self._text and self._spelled.startswith(" ") and not self._text.startswith(" "):
             self._spelled = self._spelled[1:]
         n = min(len(self._spelled), len(self._text))
@@ -75,11 +78,10 @@ class Transcript:
                 f"the server's tokens spell {self._spelled[at : at + 20]!r} where its text says {self._text[at : at + 20]!r}",
                 hint="its token strings cannot be relied on; use the backend of that server, if there is one",
             )
-        cut_off = bool(self._decoder.getstate()[0]) and set(self._text[n:]) == {"\ufffd"}
-        if len(self._text) > n and not self._waiting and not cut_off:
+        ahead = self._text[n:]
+        if ahead and not self._waiting and (last or ahead.strip("\ufffd")):
             raise LogprobsUnavailable(
-                f"the server wrote {self._text[n : n + 20]!r} without log-probabilities",
-                hint="ask a model that reports them for every token",
+                f"the server wrote {ahead[:20]!r} without log-probabilities", hint="ask a model that reports them for every token"
             )
 
     def _completed(self) -> list[int] | None:
