@@ -152,19 +152,64 @@ async def test_the_exact_mode_narrows_the_bound(tiny_target: Path, other: SmallM
     assert min(bounds["path"]) > 0.1, "what one spelling says has no bound"
 
 
+@pytest.fixture(scope="module")
+def assistants(tiny_data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two assistants of one base whose tokenizer is not the target's, with unlike rules."""
+    from uld_sdk import train
+
+    folder = tmp_path_factory.mktemp("assistants")
+    base = tiny.tiny_model(folder / "base", vocab_size=330, seed=4)
+    run = {"base": str(base), "steps": 40, "learning_rate": 0.01, "device": "cpu", "dtype": "float32", "progress": False}
+    rules = ({"alpha": 1.5, "margin": 1.0, "filter": 0.02}, {"alpha": 0.8, "margin": 0.6, "filter": 0.1})
+    texts = (tiny_data, tiny_data[::-1])
+    return [
+        train(**run, **rule, forget=str(forget), retain=str(retain), output=str(folder / str(at))).path
+        for at, (rule, (forget, retain)) in enumerate(zip(rules, texts, strict=True))
+    ]
+
+
+async def test_two_assistants_of_another_tokenizer_count_together(tiny_target: Path, assistants: list[Path], vllm_server: Any) -> None:
+    from uld_sdk import AsyncUnlearnedClient
+
+    options = {"backend": "vllm", "base_url": vllm_server.url, "assistant": assistants, "tokenizer": str(tiny_target)}
+    async with AsyncUnlearnedClient(**options) as client:
+        await client.capabilities()
+        small, rule = client._small, client.rule
+        assert small is not None
+        assert (small.mode, len(small.workers)) == ("bridge", 1)
+        touched = 0
+        for prompt in (*PROMPTS, "What is the name of the river?", "Where does the baker live?"):
+            tokens = client.backend.tokenizer.encode(" It is called the Amber.", add_special_tokens=False)
+            reports = (await client.backend.score(render(client.backend.tokenizer, prompt), tokens)).positions
+            joint = await small.reader(prompt, raw=False, new=len(tokens)).along(tokens, reports)
+            alone = [await side.reader(prompt, raw=False, new=len(tokens)).along(tokens, reports) for side in small.sides]
+            for top, reading, *parts in zip(reports, joint, *alone, strict=True):
+                acting = [
+                    (side.chosen.rule, part) for side, part in zip(small.sides, parts, strict=True) if side.chosen.rule.touching(part)
+                ]
+                assert len(rule.touching(reading)) == len(acting)
+                if not acting:
+                    continue
+                touched += 1
+                np.testing.assert_allclose(rule.shift(reading)[top.ids], sum(own.shift(part)[top.ids] for own, part in acting), atol=1e-4)
+                for end in (0, 1):
+                    ends = [own.bounds(part)[end][top.ids] for own, part in acting]
+                    np.testing.assert_allclose(rule.bounds(reading)[end][top.ids], np.sum(ends, axis=0), atol=1e-3)
+                assert rule.ratio(reading) == max(own.filter for own, _ in acting)
+        assert touched > 3
+        result = await client.generate("What is the name of the river?", max_new_tokens=12)
+        assert result.report.alignment == "bridge"
+        assert sum(result.report.touched_by.values()) >= result.report.positions - result.report.untouched > 0
+
+
 async def test_the_client_says_once_which_mode_runs(
-    tiny_target: Path, tiny_data: tuple[Path, Path], vllm_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    tiny_target: Path, assistants: list[Path], vllm_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    from uld_sdk import AsyncUnlearnedClient, train
+    from uld_sdk import AsyncUnlearnedClient
 
     monkeypatch.setenv("ULD_CACHE", str(tmp_path / "cache"))
-    base = tiny.tiny_model(tmp_path / "base", vocab_size=330, seed=4)
-    forget, retain = tiny_data
-    train(
-        base=str(base), forget=str(forget), retain=str(retain), output=str(tmp_path / "assistant"), steps=30, device="cpu", progress=False
-    )
     caplog.set_level(logging.INFO, logger="uld_sdk")
-    options = {"backend": "vllm", "base_url": vllm_server.url, "assistant": tmp_path / "assistant", "tokenizer": str(tiny_target)}
+    options = {"backend": "vllm", "base_url": vllm_server.url, "assistant": assistants[0], "tokenizer": str(tiny_target)}
     for _ in range(2):  # the second time the verdict comes from the cache
         caplog.clear()
         async with AsyncUnlearnedClient(**options) as client:

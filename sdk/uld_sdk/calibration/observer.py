@@ -42,9 +42,8 @@ class Observer(AsyncUnlearnedClient):
         if self._small is None:
             raise MalformedAnswer("a calibration without an assistant", hint="name the artifact")
         (side,) = self._small.sides
-        readings: Sequence[AlignedReading | BridgedReading] = await side.reader(prompt, raw=False, new=len(score.tokens)).along(
-            score.tokens, score.positions
-        )
+        reader = side.reader(prompt, raw=False, new=len(score.tokens))
+        readings: Sequence[AlignedReading | BridgedReading] = await reader.along(score.tokens, score.positions)
         least = Rule(alpha=1.0, margin=side.chosen.rule.margin)
         places = zip(score.positions, readings, score.tokens, score.logprobs, own, strict=True)
         kept = [
