@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
@@ -149,6 +149,7 @@ def test_an_unreported_end_stands_only_where_it_is_the_best_of_all(seed: int, al
 
 
 @given(seed=st.integers(0, 10_000), k=st.integers(1, ROWS), temperature=st.floats(0.2, 3.0))
+@example(seed=77, k=33, temperature=0.21875)  # the tail is lost to rounding
 @settings(max_examples=200, deadline=None)
 def test_an_undone_temperature_keeps_differences_and_bounds_the_tail(seed: int, k: int, temperature: float) -> None:
     log_p, top, _ = random_case(seed, k)

@@ -39,9 +39,9 @@ class Observer(AsyncUnlearnedClient):
             own = list(score.tokens)
         if self._small is None:
             raise MalformedAnswer("a calibration without an assistant", hint="name the artifact")
-        reader = self._small.reader(prompt, raw=False, new=len(score.tokens))
-        readings = await reader.along(score.tokens)
-        least = Rule(alpha=1.0, margin=self.rule.margin)
+        (side,) = self._small.sides
+        readings = await side.reader(prompt, raw=False, new=len(score.tokens)).along(score.tokens)
+        least = Rule(alpha=1.0, margin=side.chosen.rule.margin)
         places = zip(score.positions, readings, score.tokens, score.logprobs, own, strict=True)
         kept = [
             kept_position(top, reading, label=token, logprob=float(value), own=greedy, ratio=ratio)
