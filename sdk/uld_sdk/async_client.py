@@ -28,6 +28,7 @@ from uld_sdk.settings import Settings
 from uld_sdk.small_side import Chosen, SmallSides, check_once, choose, rule_of
 from uld_sdk.templates import TemplateWarning, template_doubt
 from uld_sdk.verify import Mode
+from uld_sdk.waiting import all_of
 
 
 class AsyncUnlearnedClient:
@@ -193,19 +194,7 @@ class AsyncUnlearnedClient:
             raise UsageError(f"prompts is {type(prompts).__name__}, not a list", hint="pass a list of prompts, or call generate")
         if not isinstance(concurrency, int) or concurrency < 1:
             raise UsageError(f"concurrency is {concurrency!r}", hint="allow at least one request at a time")
-        gate = asyncio.Semaphore(concurrency)
-
-        async def one(prompt: Prompt) -> Result:
-            async with gate:
-                return await self.generate(prompt, **options)
-
-        tasks = [asyncio.create_task(one(prompt)) for prompt in prompts]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        return await all_of(prompts, lambda prompt: self.generate(prompt, **options), concurrency=concurrency)
 
     @spelled(Scoring)
     async def score(self, prompt: Prompt, continuation: str, **options: Unpack[ScoreKeywords]) -> ScoreResult:

@@ -1,6 +1,5 @@
 """Hold-out answers as the large and the small model see them: asked or scored once, read once, whatever is swept later."""
 
-import asyncio
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +15,7 @@ from uld_sdk.calibration.position import Observed, kept_position
 from uld_sdk.prompts import Prompt, check_room
 from uld_sdk.reading import AlignedReading
 from uld_sdk.verify import is_touched
+from uld_sdk.waiting import all_of
 
 
 class Observer(AsyncUnlearnedClient):
@@ -55,19 +55,7 @@ class Observer(AsyncUnlearnedClient):
 
     async def observe_all(self, rows: Sequence[Row], *, max_new_tokens: int, ratio: float, concurrency: int) -> list[Observed]:
         """All rows in their order, at most `concurrency` at a time; the first error cancels the rest and is raised."""
-        gate = asyncio.Semaphore(concurrency)
-
-        async def one(row: Row) -> Observed:
-            async with gate:
-                return await self.observe(row, max_new_tokens=max_new_tokens, ratio=ratio)
-
-        tasks = [asyncio.create_task(one(row)) for row in rows]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        return await all_of(rows, lambda row: self.observe(row, max_new_tokens=max_new_tokens, ratio=ratio), concurrency=concurrency)
 
 
 async def _asked(backend: Backend, ids: Sequence[int], max_new_tokens: int) -> Score:
