@@ -50,6 +50,9 @@ class PairReading:
     scorer: "PairScorer"
     rows: Float[Tensor, "2 rows"] | None = None
 
+    def bounds(self) -> None:
+        """The values are exact."""
+
     def excess(self) -> Float[np.ndarray, " rows"]:
         """The change d = c (log p_o'(y|x) - log p_o(y|x)) in nats for every real row of the vocabulary."""
         tuned, frozen = self.logprobs()

@@ -1,7 +1,7 @@
 """From the small model's log-probabilities to the shift g, and from shift and report to the unlearned distribution q."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import Literal, Protocol, cast
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -34,6 +34,9 @@ class SmallReading(Protocol):
 
     def excess(self) -> Float[np.ndarray, " rows"]:
         """Log p_a(y|x) - log u(y), or of a pair c (log p_o'(y|x) - log p_o(y|x)), in nats for every token."""
+
+    def bounds(self) -> Bounds | None:
+        """The least and the most that the excess can be, None where it is exact."""
 
 
 class PairReading(SmallReading, Protocol):
@@ -75,7 +78,7 @@ class Rule:
         """The shift g in nats for every token."""
         return shift_of(reading.excess(), self)
 
-    def bounds(self, reading: Any) -> Bounds | None:
+    def bounds(self, reading: SmallReading) -> Bounds | None:
         """The least and the largest shift in nats that each token can have, None where `shift` is exact."""
         ends = reading.bounds()
         if ends is None:
