@@ -49,7 +49,7 @@ class BridgedRow:
         """The gate at each position: that of the places at which the small models may stand, by the frozen one's weight."""
         at, weights = self.standing.to(gates.device), self.weights.to(gates)
         count = len(self.target)
-        whole = gates.new_zeros(count).index_add(0, at[:, 0], weights)
+        whole = gates.new_zeros(count).index_add(0, at[:, 0], weights).clamp(min=1e-12)
         return (gates.new_zeros(count).index_add(0, at[:, 0], weights * gates[at[:, 1]]) / whole).unsqueeze(-1)
 
 

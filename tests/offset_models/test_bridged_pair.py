@@ -1,6 +1,7 @@
 """Pairs trained against a target of other tokens, against the textbook: one forward pass a path, float64, no trees and no packs."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,29 @@ def end_of(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def said_of(answer: list[int], rows: int, seed: int) -> TargetLogprobs:
-    """Some target: random top k with the label at most positions among them."""
+def said_of(answer: list[int], bridge: Bridge, seed: int) -> TargetLogprobs:
+    """Some target that writes as its tokenizer does: random top k with the label at most positions among them."""
     rng = np.random.default_rng(seed)
-    log_p = rng.normal(size=(len(answer), rows)) * 2
+    log_p = rng.normal(size=(len(answer), bridge.remote.vocabulary.rows)) * 2 + written(bridge, answer)
     log_p[np.arange(len(answer)), answer] += 5 * (rng.random(len(answer)) < 0.7)
     log_p -= np.logaddexp.reduce(log_p, axis=1, keepdims=True)
     ids = np.argsort(-log_p, axis=1)[:, :K]
     values = np.take_along_axis(log_p, ids, 1)
     label = log_p[np.arange(len(answer)), answer]
     return TargetLogprobs(ids, values, label, 1 - np.exp(values).sum(1))
+
+
+def written(bridge: Bridge, answer: list[int]) -> np.ndarray:
+    """0 for the tokens that the target's tokenizer may write at each position, -30 for the others."""
+    place, found = bridge.start(), []
+    for token in answer:
+        rows = dict.fromkeys(bridge.cover(place), np.full((1, bridge.rows), 1 / bridge.rows))
+        every = list(range(bridge.remote.vocabulary.rows))
+        rows |= dict.fromkeys(bridge.nodes(place, every, rows), np.full((1, bridge.rows), 1 / bridge.rows))
+        terms = write_terms(bridge, place, every, rows).candidates
+        found.append([0.0 if some and sum(float(term.mass(rows)[0]) for term in some) > 0 else -30.0 for some in terms])
+        place = bridge.step(place, token)[1]
+    return np.array(found)
 
 
 def made(
@@ -51,12 +65,12 @@ def made(
     model, tokenizer = load_base(str(base), dtype=torch.float32)
     prompt = tuple(tokenizer("<|user|>Where?<|assistant|>", add_special_tokens=False).input_ids)
     rows, texts = [], {}
+    bridge = Bridge(Vocabulary.from_hf(remote), Vocabulary.from_hf(tokenizer))
     for number, text in enumerate(TEXTS):
         answer = [*remote.encode(text, add_special_tokens=False), end_of(remote)]
         row = Encoded((*prompt, *tokenizer.encode(text, add_special_tokens=False), end_of(tokenizer)), len(prompt))
         rows.append(row)
-        texts[row] = (answer, said_of(answer, len(remote), seed + number))
-    bridge = Bridge(Vocabulary.from_hf(remote), Vocabulary.from_hf(tokenizer))
+        texts[row] = (answer, said_of(answer, bridge, seed + number))
     frozen = Tuned(model, tokenizer, trainable="full", autocast=False)
     target = BridgedTarget(read_rows(frozen, bridge, texts, tail=tail))  # type: ignore[arg-type]
     gate = Gate(model.config.hidden_size, bias=0.0) if gated else None
@@ -165,7 +179,7 @@ def test_losses_and_gradients_equal_the_textbook(base: Path, other: Any, objecti
     if objective == "npo+kl":
         refs = [math.log(here[label]) for here, label in zip(p_m, labels, strict=True)]
         ends = np.cumsum([0, *forget_rows])
-        ratios_ = [sum(logs[a:b]) - sum(refs[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+        ratios_ = [sum(logs[a:b]) - sum(refs[a:b]) for a, b in pairwise(ends)]
         forget = 2 / 0.3 * sum(torch.log(1 + torch.exp(0.3 * ratio)) for ratio in ratios_) / len(ratios_)
         parts = [
             p[v] * (math.log(p[v]) - torch.log(here[v])) for here, p in zip(q[split:], p_m[split:], strict=True) for v in p if p[v] > 0

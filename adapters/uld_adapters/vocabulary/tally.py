@@ -11,7 +11,7 @@ from uld_adapters.vocabulary.cover import Covers, Overhang
 from uld_adapters.vocabulary.outcome import NONE, Outcomes
 
 Path = tuple[int, ...]
-LEAST = 1e-4  # mass of a position below which a spelling is not looked at by itself
+LEAST = 1e-3  # share of a position below which a spelling is not looked at by itself
 CROWD = 256  # nor are so many tokens in one place
 
 
