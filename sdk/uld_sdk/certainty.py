@@ -21,7 +21,8 @@ def shifted_bound(top: TopLogprobs, ends: Bounds, shift: Float[np.ndarray, " row
     ids, low, high, mid = _scores(top, ends, shift, ratio)
     if not ids.size:
         return 0.0
-    lows, highs, mids = (np.exp((scores - high.max()) / temperature) for scores in (low, high, mid))
+    lows, highs = (np.exp((scores - high.max()) / temperature) for scores in (low, high))
+    mids = np.exp((mid - mid.max()) / temperature)
     share = mids / mids.sum()
     with np.errstate(divide="ignore", invalid="ignore"):
         largest = np.nan_to_num(highs / (highs + lows.sum() - lows), nan=1.0)
