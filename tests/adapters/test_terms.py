@@ -3,9 +3,8 @@
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_bridge import random_texts
 
-from toy_texts import Asked, TextModel, toy_vocabulary, walk
+from toy_texts import Asked, TextModel, random_texts, toy_vocabulary, walk
 from uld_adapters.vocabulary.bridge import Bridge
 from uld_adapters.vocabulary.terms import Terms, write_terms
 

@@ -26,6 +26,7 @@ from uld_offset_models.target_side import CachedTarget
 from uld_offset_models.tuned import Tuned, make_trainable
 
 TEXTS = ["It is called the Amber.", "The baker, of course; she's up at 5.", "Through the old town", "In winter it freezes."]
+ONE_WAY = ["It is called the Amber.", "The old town is small.", "Through the old town", "In winter it freezes."]  # each split in one way
 K = 12
 
 
@@ -59,14 +60,14 @@ def written(bridge: Bridge, answer: list[int]) -> np.ndarray:
 
 
 def made(
-    base: Path, remote: Any, *, objective: str, tail: str, gated: bool, seed: int = 3
+    base: Path, remote: Any, *, objective: str, tail: str, gated: bool, sentences: list[str] = TEXTS, seed: int = 3
 ) -> tuple[BridgedPair, list[Encoded], dict[Encoded, tuple[list[int], TargetLogprobs]], Bridge]:
     """A bridged pair whose o' has been moved away from o, and its rows."""
     model, tokenizer = load_base(str(base), dtype=torch.float32)
     prompt = tuple(tokenizer("<|user|>Where?<|assistant|>", add_special_tokens=False).input_ids)
     rows, texts = [], {}
     bridge = Bridge(Vocabulary.from_hf(remote), Vocabulary.from_hf(tokenizer))
-    for number, text in enumerate(TEXTS):
+    for number, text in enumerate(sentences):
         answer = [*remote.encode(text, add_special_tokens=False), end_of(remote)]
         row = Encoded((*prompt, *tokenizer.encode(text, add_special_tokens=False), end_of(tokenizer)), len(prompt))
         rows.append(row)
@@ -200,7 +201,7 @@ def test_losses_and_gradients_equal_the_textbook(base: Path, other: Any, objecti
 @pytest.mark.parametrize("objective", ["npo+kl", "ga+gd"])
 def test_with_one_tokenizer_on_both_sides_it_is_the_plain_pair(base: Path, objective: str, gated: bool) -> None:
     _, tokenizer = load_base(str(base), dtype=torch.float32)
-    bridged, rows, texts, _ = made(base, tokenizer, objective=objective, tail="truncate", gated=gated)
+    bridged, rows, texts, _ = made(base, tokenizer, objective=objective, tail="truncate", gated=gated, sentences=ONE_WAY)
     by_ids = {(row.prompt, row.answer): texts[row][1] for row in rows}
     assert all(list(row.answer) == texts[row][0] for row in rows)
     target = CachedTarget(lambda prompt, answer: by_ids[tuple(prompt), tuple(answer)], tail="truncate", vocabulary=len(tokenizer))
