@@ -56,9 +56,9 @@ async def test_a_server_of_no_known_kind(tiny_target: Path, backend: str, status
 
 
 async def test_a_page_for_every_path_is_no_kind_of_server(tiny_target: Path) -> None:
-    pages = dict.fromkeys(("/info", "/version", "/v1/models"), {"hello": "world"})
+    pages = {path: {"hello": "world"} for path in ("/info", "/version", "/v1/models")}
     made, _ = served(tiny_target, "llamacpp", pages)
-    with pytest.raises(ModelNotFound, match="does not look like a llama.cpp server") as caught:
+    with pytest.raises(ModelNotFound, match=r"does not look like a llama\.cpp server") as caught:
         await made.probe()
     assert caught.value.hint == "check --backend and --base-url"
 
