@@ -252,7 +252,7 @@ def test_what_cannot_be_scored_is_told_before_a_server_is_asked(
 
 def test_an_output_that_cannot_be_written_is_told_before_a_server_is_asked(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder", encoding="utf-8")
-    with pytest.raises(SaveFailed, match="cache could not be written: .*file is no folder") as caught:
+    with pytest.raises(SaveFailed, match=r"cache could not be written: .*file is no folder") as caught:
         cache(output=tmp_path / "file" / "cache", forget=FORGET, backend="vllm", base_url="http://127.0.0.1:9", tokenizer="missing")
     assert "choose another -o/--output" in caught.value.hint
 
