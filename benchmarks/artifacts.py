@@ -121,7 +121,7 @@ def through_the_client(url: str, first: Path, second: Path, questions: list[Ques
             for client in (one, two):  # the emulator keeps what it has computed
                 client.generate(question.text, max_new_tokens=latency.NEW_TOKENS)
             for count, client in ((1, one), (2, two)) if number % 2 else ((2, two), (1, one)):
-                total, _, written, _ = latency.through(client, question.text, {})
+                (total, _, written, _), _ = latency.through(client, question.text, {})
                 times[count].append(total / written)
                 tokens += written
     ratio = statistics.median(two / one for one, two in zip(times[1], times[2], strict=True))
