@@ -55,6 +55,7 @@ def test_with_one_vocabulary_the_terms_give_any_models_own_probabilities(seed: i
     terms = write_terms(bridge, place, candidates, asked.rows)
     rows = {path: models[1].row((*settled, *path))[None] for path in asked.rows}
     if models[1].mass.get(tuple(prefix), 0.0) > 0:
-        found = shares(terms, rows)[0]
-        told = [at for at, some in enumerate(terms.candidates) if some is not None]
-        np.testing.assert_allclose(found[told], models[1].row(tuple(prefix))[told], atol=1e-9)
+        # Of tokens that are spelled in one way; of others the terms leave out what the first model holds for unlikely.
+        told = [at for at, some in enumerate(terms.candidates) if some is not None and len(some) == 1]
+        found, own = shares(terms, rows)[0][told], models[1].row(tuple(prefix))[told]
+        np.testing.assert_allclose(found * own.sum(), own * found.sum(), atol=1e-9)
