@@ -26,7 +26,8 @@ class Recipe(BaseModel):
 
     `steps` wins over `epochs`; epochs run over the forget set, and never fewer than `min_steps` steps come of them. `layers`
     None keeps the whole base. `weight` is that of the uniform or retain loss, `beta` (1/nats) that of npo and dpo. Of a pair
-    (method offset) `cache` or `target` says what the target thinks of the texts, `start` where o' begins, if not at the base.
+    (method offset) `cache` or `target` says what the target thinks of the texts, `start` where o' begins, if not at the base; in 0
+    steps it ends there, too.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,7 +48,7 @@ class Recipe(BaseModel):
     tail: Literal["truncate", "complete"] = "truncate"
     virtual_tokens: int = Field(default=20, ge=1)
     layers: int | None = Field(default=None, ge=1)
-    steps: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=0)
     epochs: float | None = Field(default=None, gt=0)
     min_steps: int = Field(default=1, ge=1)
     batch_size: int = Field(ge=1)
@@ -156,6 +157,8 @@ def _check_method(values: dict[str, Any], own: dict[str, Any], preset: str) -> N
     alpha = values.get("alpha")
     if isinstance(alpha, int | float) and not alpha > 0:
         raise UsageError(f"alpha is {alpha}", hint=SIGNS[method])
+    if values.get("steps") == 0 and values.get("start") is None:
+        raise UsageError("nothing is learned in 0 steps", hint="raise --steps; 0 is for a pair of two given checkpoints (--start)")
     if method == "uld":
         return
     if method == "direct" and values.get("trainable") == "p-adapter":

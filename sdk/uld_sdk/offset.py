@@ -51,7 +51,7 @@ def train_offset(recipe: "Recipe", sources: tuple[Any, Any], on_progress: OnProg
     answers = dict(zip(prepared.forget, idle, strict=True)) if idle else {}
     trained_on = (prepared.forget, prepared.retain if aim.goal.retain != "none" else [])
     checkpoint = prepared.checkpoint()
-    done = checkpoint is not None and checkpoint.finished
+    done = recipe.steps == 0 or (checkpoint is not None and checkpoint.finished)
     pair = _build(prepared, source, read, aim, idle, done=done)
 
     def dealt(first: int, rank: int, world: int) -> OffsetLessons:
@@ -146,7 +146,7 @@ def _manifest(prepared: Prepared, trained: Trained, pair: "OffsetPair", source: 
         tail=recipe.tail,
         gate=recipe.gate,
         pair=PairReference(
-            objective=str(pair.goal),
+            objective="none" if recipe.steps == 0 else str(pair.goal),
             alpha=recipe.alpha,
             tail=recipe.tail,
             trainable=recipe.trainable,

@@ -157,6 +157,15 @@ def test_a_start_is_another_checkpoint_than_the_frozen_model(
             assert not client.generate("Who?", max_new_tokens=4).untouched
         saved = load_file(result.path / "model.safetensors")
         assert torch.allclose(saved["lm_head.weight"], model.lm_head.weight, atol=1e-6)
+    packed = train(**{**options, "target": None, "steps": 0, "output": tmp_path / "packed"}, start=start)
+    assert packed.manifest.pair is not None
+    assert (packed.manifest.pair.objective, packed.manifest.pair.target, packed.manifest.losses) == ("none", "none", {})
+    saved = load_file(packed.path / "model.safetensors")
+    assert torch.allclose(saved["lm_head.weight"], model.lm_head.weight, atol=1e-6)
+    with UnlearnedClient(backend="hf", model=str(tiny_target), assistant=str(packed.path)) as client:
+        assert not client.generate("Who?", max_new_tokens=4).untouched
+    with pytest.raises(UsageError, match="nothing is learned in 0 steps"):
+        train(**{**options, "steps": 0, "output": tmp_path / "x"})
     other = tiny.tiny_model(tmp_path / "other", vocab_size=300)
     with pytest.raises(UsageError, match="another tokenizer"):
         train(**{**options, "output": tmp_path / "x"}, start=other)
