@@ -91,9 +91,8 @@ def offset(figures: dict[str, Any]) -> str:
     errors = []
     for entry in figures["gradients"]:
         layers = "all, the target itself" if entry["layers"] is None else f"{entry['layers']}"
-        for k in next(iter(entry["errors"].values())):
-            errors.append([layers, entry["tail"], k, *(f"{entry['errors'][name][k]:.1%}" for name in objectives)])
-    gradients = table(["layers of the small model", "tail", "k", *objectives], errors)
+        errors.append([layers, entry["k"], entry["tail"], *(f"{entry['errors'][name]:.1%}" for name in objectives)])
+    gradients = table(["layers of the small model", "k", "tail", *objectives], errors)
     uld = figures["steps"][0]
     costs = table(
         ["method", "seconds a step", "peak MiB", "GFLOPs a step", "seconds against ULD"],
