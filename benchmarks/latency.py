@@ -18,6 +18,7 @@ from uld_offset_models.assistant import base_fingerprint, load_base_tokenizer
 from uld_sdk import UnlearnedClient
 from uld_sdk.demo import job
 from uld_sdk.demo.figures import Plan
+from uld_sdk.demo.plain import PlainAnswer
 from uld_sdk.demo.questions import Question, load_questions
 from uld_sdk.demo.server import packaged_model
 
@@ -170,21 +171,25 @@ def figures(pair: Pair) -> dict[str, Any]:
     }
 
 
+def own_answers(work: Path) -> dict[str, PlainAnswer]:
+    """What the model itself says to the demo's questions, asked now if no part has asked before."""
+    model = packaged_model()
+    return job.ask_model(
+        Plan(),
+        load_questions(),
+        model=model,
+        model_hash=base_fingerprint(model),
+        tokenizer=load_base_tokenizer(model),
+        cache=work / "own_answers.json",
+        clock=job.Clock(lambda line: print(f"  {line}", flush=True)),
+    )
+
+
 def assistant_for(work: Path) -> Path:
     """The assistant of the part `demo`, trained now if that part has not been run."""
     folder = work / "gated"
     if not (folder / "uld.json").exists():
-        model, questions, clock = packaged_model(), load_questions(), job.Clock(lambda line: print(f"  {line}", flush=True))
-        own = job.ask_model(
-            Plan(),
-            questions,
-            model=model,
-            model_hash=base_fingerprint(model),
-            tokenizer=load_base_tokenizer(model),
-            cache=work / "own_answers.json",
-            clock=clock,
-        )
-        job.train_assistant(Plan(), questions, own, model=model, output=folder, preset="gated")
+        job.train_assistant(Plan(), load_questions(), own_answers(work), model=packaged_model(), output=folder, preset="gated")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The figures of benchmarks/README.md: `python benchmarks/run.py [demo|latency|offset|training|startup ...]`, all of them without a name.
+"""The figures of benchmarks/README.md: `python benchmarks/run.py [demo|latency|offset|artifacts|training|startup ...]`, or all of them.
 
 Each part writes benchmarks/<part>.json, with the command and the machine, and the tables of benchmarks/README.md are made anew
 from all parts that have been run.
@@ -17,7 +17,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE.parent / "runs" / "bench"
-PARTS = ("startup", "training", "demo", "latency", "offset")
+PARTS = ("startup", "training", "demo", "latency", "offset", "artifacts")
 
 
 def machine() -> str:
@@ -44,6 +44,10 @@ def run_part(name: str) -> dict[str, Any]:
         import offset
 
         return offset.measure(WORK)
+    if name == "artifacts":
+        import artifacts
+
+        return artifacts.measure(WORK)
     if name == "startup":
         import startup
 

@@ -7,7 +7,7 @@ from typing import Any
 
 HEAD = """# Benchmarks
 
-Made by `make bench` (`python benchmarks/run.py`); one part alone: `python benchmarks/run.py demo|latency|offset|training|startup`.
+Made by `make bench`; one part alone: `python benchmarks/run.py demo|latency|offset|artifacts|training|startup`.
 Ratios compare runs that took turns on the same machine in one process; seconds are of the machine named above each table. Do not
 edit this file by hand: it is made from the JSON files beside it.
 """
@@ -74,6 +74,27 @@ def latency(figures: dict[str, Any]) -> str:
     return f"## Latency\n\n{source(figures)}\n{text}\n" + table(head, rows)
 
 
+def artifacts(figures: dict[str, Any]) -> str:
+    """A row for each thing that is read, and for each kind of prompt through the client."""
+    rows = []
+    for name, found in figures["reading"].items():
+        milliseconds = [f"{1000 * found[one]:.1f}" for one in ("one_seconds", "together_seconds", "apart_seconds")]
+        rows.append([name, "1.5" if "a token" in name else "", *milliseconds, found["together_ratio"], found["apart_ratio"]])
+    wall = [[name, found["wall_ratio"], found["answers"], found["tokens"]] for name, found in figures["client"].items()]
+    text = (
+        "Two assistants of one base (SmolLM2-135M, 6 layers, LoRA of rank 32) against one: together in one batch, and apart as two models "
+        f"of their own. Median over {figures['answers']} answers that took turns; a token is one that is read as it streams in.\n"
+    )
+    through = (
+        f"Through the client, emulated vLLM, round trip {figures['round_trip_seconds'] * 1000:.0f} ms, "
+        f"{figures['seconds_per_token'] * 1000:.0f} ms a token: wall clock of two assistants against one.\n"
+    )
+    head = ["read", "at most", "one, ms", "together, ms", "apart, ms", "together to one", "apart to one"]
+    return f"## Several artifacts\n\n{source(figures)}\n{text}\n{table(head, rows)}\n{through}\n" + table(
+        ["prompts", "wall clock ratio", "answers", "tokens"], wall
+    )
+
+
 def training(figures: dict[str, Any]) -> str:
     """Whatever the comparison measured, name by name."""
     skip = ("command", "date", "machine", "seconds")
@@ -119,7 +140,7 @@ def startup(figures: dict[str, Any]) -> str:
     )
 
 
-SECTIONS = {"demo": demo, "latency": latency, "offset": offset, "training": training, "startup": startup}
+SECTIONS = {"demo": demo, "latency": latency, "offset": offset, "artifacts": artifacts, "training": training, "startup": startup}
 
 
 def write(folder: Path) -> None:

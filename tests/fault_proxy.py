@@ -265,7 +265,7 @@ class FaultServer:
 
 
 def _spoil_logprobs(kind: str, data: Any, rng: random.Random) -> Any:
-    """Take log-probabilities out of an answer of either dialect, or put null in their place."""
+    """Take log-probabilities out of an answer of any dialect, or put null in their place."""
     if isinstance(data, list):
         return [_spoil_logprobs(kind, item, rng) for item in data]
     if not isinstance(data, dict):
@@ -275,7 +275,9 @@ def _spoil_logprobs(kind: str, data: Any, rng: random.Random) -> Any:
         if key in ("logprobs", "top_tokens", "completion_probabilities"):
             if kind == "missing_logprobs":
                 continue
-            if isinstance(value, dict) and rng.random() < 0.5:
+            if isinstance(value, dict) and "content" in value and rng.random() < 0.5:
+                result[key] = value | {"content": _nulls(value["content"])}
+            elif isinstance(value, dict) and rng.random() < 0.5:
                 result[key] = value | {"top_logprobs": [None for _ in value.get("top_logprobs") or []]}
             elif isinstance(value, list) and rng.random() < 0.5:
                 result[key] = _nulls(value)
@@ -291,7 +293,7 @@ def _spoil_logprobs(kind: str, data: Any, rng: random.Random) -> Any:
 def _nulls(value: Any) -> Any:
     if isinstance(value, list):
         return [_nulls(item) for item in value]
-    return value | {"logprob": None} if isinstance(value, dict) else value
+    return value | {"logprob": None, "top_logprobs": _nulls(value.get("top_logprobs"))} if isinstance(value, dict) else value
 
 
 def _head(status: int, headers: Sequence[tuple[bytes, bytes]]) -> bytes:

@@ -44,6 +44,19 @@ def test_llamacpp(llamacpp_server: Any, tiny_artifact: Path) -> None:
     assert "lies between" in told
 
 
+def test_openai_chat(openai_server: Any, tiny_target: Path, tiny_artifact: Path) -> None:
+    server = ("--base-url", f"{openai_server.url}/v1", "--model", "tiny-target", "--tokenizer", tiny_target)
+    told = run("openai_chat.py", *server, "--assistant", tiny_artifact, QUESTIONS[0])
+    assert "continues answers: False, top 20" in told
+    assert "positions untouched" in told
+
+
+def test_openai_completions(openai_server: Any, tiny_artifact: Path) -> None:
+    told = run("openai_completions.py", "--base-url", openai_server.url, "--assistant", tiny_artifact, QUESTIONS[1])
+    assert "top 5" in told
+    assert "lies between" in told
+
+
 def test_train(tiny_target: Path, tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
     data = ("--forget", tiny_data[0], "--retain", tiny_data[1])
     told = run("train.py", "--base", tiny_target, *data, "--output", tmp_path / "assistant", "--steps", 3)

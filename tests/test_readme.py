@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tiny_rows import FORGET, RETAIN, write_rows
+from uld_sdk import train
 from uld_sdk.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
@@ -25,6 +26,8 @@ def newcomer(tmp_path: Path, tiny_target: Path, tiny_artifact: Path, monkeypatch
     """A folder with the files that the README speaks of."""
     (tmp_path / "small-model").symlink_to(tiny_target)
     shutil.copytree(tiny_artifact, tmp_path / "assistant")
+    data = {"base": str(tiny_target), "forget": RETAIN[:2], "retain": FORGET, "output": tmp_path / "another-assistant"}
+    train(**data, steps=1, device="cpu", progress=False)
     write_rows(tmp_path / "forget.jsonl", FORGET)
     write_rows(tmp_path / "retain.jsonl", RETAIN)
     write_rows(tmp_path / "forget_holdout.jsonl", [{"question": "What name does the river have?"}])

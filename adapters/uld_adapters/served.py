@@ -116,6 +116,11 @@ class ServedBackend(ABC):
             if self.resume([*prefix, *wanted[:done]]) != [*prefix, *wanted[:done]]:
                 raise self.unscorable(done)
             positions.extend(await self._agreed([*prefix, *wanted[:done]], wanted[done:]))
+            if not positions[-1].ids.size:
+                raise LogprobsUnavailable(
+                    f"{self.name} ends its answer after {len(positions) - 1} tokens of this text, and reports nothing there",
+                    hint="score shorter texts, or use a server that reports the token which ends an answer",
+                )
         values = [top.of(token) for token, top in zip(wanted, positions, strict=True)]
         return Score(tuple(wanted), np.array([np.nan if v is None else v for v in values]), tuple(positions))
 

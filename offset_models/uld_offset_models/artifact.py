@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from uld_adapters.errors import ArtifactCorrupt, ArtifactMismatch, UsageError
+from uld_adapters.errors import ArtifactCorrupt, UsageError
 from uld_offset_models.card import model_card
 from uld_offset_models.manifest import DIRECT, MANIFEST, RETRAIN, Calibration, Manifest, read_manifest, write_manifest
 from uld_offset_models.saving import saving
@@ -85,52 +85,9 @@ def load_artifact(path: str | Path, *, base: str | None = None, device: str = "c
 
     Raises `ArtifactCorrupt` when files differ and `ArtifactMismatch` when base or tokenizer are not those of the training.
     """
-    path = Path(path)
-    manifest = read_manifest(path)
-    verify_files(path, manifest)
+    from uld_offset_models.loading import load_together
 
-    import torch
-    from peft import PeftModel
-    from safetensors.torch import load_file
-
-    from uld_adapters.vocabulary.tokens import load_tokenizer, tokenizer_fingerprint
-    from uld_offset_models.assistant import Gate, SmallModel, base_fingerprint, load_base, real_rows, tolerating_peft
-
-    name = base or manifest.base.id
-    try:
-        found = base_fingerprint(name)
-    except UsageError as error:
-        raise ArtifactMismatch(
-            f"the base of {path} was {manifest.base.id}, and {name} cannot be used: {error.message}",
-            hint="name the base model's place with assistant_base=... (--assistant-base)",
-        ) from error
-    if found != manifest.base.sha256:
-        raise ArtifactMismatch(
-            f"{path} was trained on {manifest.base.id} (SHA-256 {manifest.base.sha256[:12]}…), but {name} has SHA-256 {found[:12]}…",
-            hint="give the same base model with assistant_base=... (--assistant-base), or train again on this one",
-        )
-    tokenizer = load_tokenizer(path)
-    model, base_tokenizer = load_base(name, layers=manifest.base.layers, dtype=torch.float32)
-    for owner, theirs in ((f"the folder {path}", tokenizer), (f"the base {name}", base_tokenizer)):
-        if (print_ := tokenizer_fingerprint(theirs)) != manifest.tokenizer_sha256:
-            raise ArtifactMismatch(
-                f"{path} was trained with tokenizer {manifest.tokenizer_sha256[:12]}…, but the tokenizer of {owner} is {print_[:12]}…",
-                hint="give the base model that the assistant was trained on",
-            )
-    gate = None
-    if manifest.gate:
-        gate = Gate(model.config.hidden_size)
-        gate.load_state_dict(load_file(str(path / GATE)))
-        gate = gate.to(device).eval().requires_grad_(False)
-    dtype = dtype or torch.float32
-    if manifest.pair is not None:
-        from uld_offset_models.pair import load_pair
-
-        return Artifact(path, manifest, load_pair(path, model, tokenizer, gate, whole=manifest.pair.whole, device=device, dtype=dtype))
-    with tolerating_peft():
-        merged = PeftModel.from_pretrained(model, str(path)).merge_and_unload()
-    merged = merged.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    return Artifact(path, manifest, SmallModel(merged.base_model, real_rows(merged, tokenizer), gate, tokenizer))
+    return load_together([path], base=base, device=device, dtype=dtype)[0]
 
 
 def save_artifact(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from uld_adapters.errors import UsageError
 from uld_adapters.vocabulary.tokens import load_tokenizer
+from uld_offset_models.adapter_batch import Parts
 from uld_offset_models.gguf_model import load_gguf_model, truncate_config
 
 if TYPE_CHECKING:
@@ -44,16 +45,19 @@ class Gate(torch.nn.Module):
 
 @dataclass
 class SmallModel:
-    """Everything inference needs; LoRA is already merged when loaded from an artifact.
+    """Everything inference needs; of an artifact that is loaded alone, LoRA is already merged.
 
     `backbone` gives `.last_hidden_state` after the final norm; `head` holds the real rows of the output embedding (rows, width),
-    over which the uniform distribution u is defined; without a gate c = 1.
+    over which the uniform distribution u is defined; without a gate c = 1. Models that share a backbone have the head in common, too;
+    where their adapters differ, `parts` says whose rows a batch holds, and `adapter` is the place of this model's own.
     """
 
     backbone: torch.nn.Module
     head: Tensor
     gate: Gate | None
     tokenizer: "PreTrainedTokenizerFast"
+    parts: Parts | None = None
+    adapter: int = 0
 
     def logits(self, hidden: Float[Tensor, "*positions width"]) -> Float[Tensor, "*positions rows"]:
         """c(h) * W h for final hidden states."""

@@ -107,6 +107,11 @@ class Manifest(Frozen):
         return self
 
     @property
+    def lora(self) -> bool:
+        """Whether the folder holds a LoRA adapter, so that others of the same base can run in one batch with it."""
+        return self.pair is None or (self.pair.trainable == "lora" and not self.pair.whole)
+
+    @property
     def weights(self) -> tuple[str, ...]:
         """The files without which nothing can be loaded."""
         if self.pair is not None and self.pair.whole:

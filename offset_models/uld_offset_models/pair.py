@@ -1,14 +1,14 @@
 """The pair of small models of delta-unlearning at inference: o' = the adapter on, o = the adapter off, or two checkpoints."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from uld_offset_models.adapter_batch import split_batch
 from uld_offset_models.assistant import SmallModel, real_rows, tolerating_peft
+from uld_offset_models.thin import thinned
 
 if TYPE_CHECKING:
     from uld_offset_models.assistant import Gate
@@ -27,7 +27,7 @@ class Pair:
 
     @property
     def shared(self) -> bool:
-        """Whether both are one backbone: its batch holds the texts of o' in the first half and those of o in the second."""
+        """Whether both are one backbone, whose batch then holds the texts of both."""
         return self.tuned.backbone is self.frozen.backbone
 
     @property
@@ -39,10 +39,13 @@ class Pair:
 def load_pair(
     path: Path, base: Any, tokenizer: Any, gate: "Gate | None", *, whole: bool, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Pair:
-    """Make a pair of a loaded base, which is o, and what a folder holds of o': an adapter, or a `whole` model of its own."""
+    """Make a pair of a loaded base, which is o, and what a folder holds of o': a p-adapter, or a `whole` model of its own.
+
+    A LoRA adapter is for `adapter_batch`.
+    """
 
     def ready(model: Any, gate: "Gate | None" = None) -> SmallModel:
-        model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        model = thinned(model).to(device=device, dtype=dtype).eval().requires_grad_(False)
         return SmallModel(model.base_model, real_rows(model, tokenizer), gate, tokenizer)
 
     if whole:
@@ -54,14 +57,9 @@ def load_pair(
 
     with tolerating_peft():
         adapter = PeftModel.from_pretrained(base, str(path))
-    virtual = None
-    if adapter.active_peft_config.is_prompt_learning:
-        virtual = adapter.get_prompt(batch_size=1).detach()
-        tuned = ready(adapter.get_base_model(), gate)
-    else:
-        tuned = ready(split_batch(adapter, ("default", None)), gate)
-    frozen = SmallModel(tuned.backbone, tuned.head, None, tokenizer)
-    return Pair(tuned, frozen, [] if virtual is None else _read_first(tuned, virtual))
+    virtual = adapter.get_prompt(batch_size=1).detach()
+    tuned = ready(adapter.get_base_model(), gate)
+    return Pair(tuned, replace(tuned, gate=None), _read_first(tuned, virtual))
 
 
 @torch.no_grad()

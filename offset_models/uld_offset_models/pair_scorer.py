@@ -1,7 +1,7 @@
 """A pair reads along: o' and o in one batched pass, each with its own key-value caches, one reading a position out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,18 +9,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from uld_adapters.errors import AssistantFailed
+from uld_offset_models.batch_reading import Pending, read_batch
 from uld_offset_models.pair import Pair
-from uld_offset_models.scorer import Scorer, Track, head_logits
+from uld_offset_models.scorer import Scorer, Track
 
 _ANY = 1e30  # nats; finite, for a gate of 0 makes 0 of it
 
 
 @dataclass
 class PairTrack:
-    """One text as both models have read it."""
+    """One text as both models have read it; `member` is the place of the pair in a `GroupScorer`."""
 
-    tuned: Track = field(default_factory=Track)
-    frozen: Track = field(default_factory=Track)
+    tuned: Track
+    frozen: Track
+    member: int = 0
 
     @property
     def tokens(self) -> list[int]:
@@ -74,51 +76,62 @@ class PairScorer:
 
     def track(self) -> PairTrack:
         """A text of which nothing has been read."""
-        prompt = self.pair.prompt
-        return PairTrack(Track(layers=list(prompt), virtual=prompt[0][0].shape[1] if prompt else 0))
+        prompt, tuned, frozen = self.pair.prompt, self._tuned.track(), self._frozen.track()
+        tuned.layers, tuned.virtual = list(prompt), prompt[0][0].shape[1] if prompt else 0
+        return PairTrack(tuned, frozen)
 
-    @torch.inference_mode()
     def read(self, jobs: Sequence[tuple[PairTrack, Sequence[int]]], *, every: bool = True) -> list[list[PairReading]]:
         """Feed each track its new tokens in one batched pass; one reading after each new token (only the last: every=False)."""
-        feed = [(track, list(new)) for track, new in jobs]
-        tuned, frozen = ([(getattr(track, side), new) for track, new in feed] for side in ("tuned", "frozen"))
+        return read_batch([self], jobs, every=every)
+
+    def texts(self, track: PairTrack) -> list[Track]:
+        """The text as o' reads it, and as o does."""
+        return [track.tuned, track.frozen]
+
+    def forward(self, jobs: list[tuple[Track, list[int]]]) -> list[Float[Tensor, "tokens width"]]:
+        """Feed each text its new tokens in one pass, or in one of each where o' and o are two models; final hidden states."""
         if self.pair.shared:
-            both = self._tuned.forward([*tuned, *frozen])
-            first, second = both[: len(feed)], both[len(feed) :]
-        else:
-            first, second = self._tuned.forward(tuned), self._frozen.forward(frozen)
-        readings = []
-        for mine, theirs, (_, new) in zip(first, second, feed, strict=True):
-            wanted = slice(0 if every else len(new) - 1, len(new))
-            readings.append(self._readings(mine[wanted], theirs[wanted]))
-        return readings
+            return self._tuned.forward(jobs)
+        both = zip(self._tuned.forward(jobs[0::2]), self._frozen.forward(jobs[1::2]), strict=True)
+        return [states for pair in both for states in pair]
+
+    def head(self, hidden: Float[Tensor, "n width"]) -> Float[Tensor, "n rows"]:
+        """W h by the head of o'."""
+        return self._tuned.head(hidden)
 
     @torch.inference_mode()
     def logprobs(self, tuned: Float[Tensor, "n width"], frozen: Float[Tensor, "n width"]) -> Float[Tensor, "2 n rows"]:
         """Log p_o' and log p_o in nats of hidden states."""
-        if self.pair.one_head:
-            logits = head_logits(self.pair.tuned.head, torch.cat([tuned, frozen])).view(2, len(tuned), -1)
-        else:
-            logits = torch.stack([head_logits(self.pair.tuned.head, tuned), head_logits(self.pair.frozen.head, frozen)])
-        return torch.log_softmax(logits.float(), -1)
+        return torch.log_softmax(torch.stack([self._tuned.head(tuned), self._frozen.head(frozen)]), -1)
 
-    def _readings(self, tuned: Float[Tensor, "n width"], frozen: Float[Tensor, "n width"]) -> list[PairReading]:
+    def pending(self, states: Sequence[Float[Tensor, "n width"]]) -> Pending:
+        """Positions to be read, from the final hidden states of o' and of o."""
+        tuned, frozen = states
         gate = None if self.pair.tuned.gate is None else self.pair.tuned.gate(tuned).float()
         peaks = self._limits(tuned, frozen)
         peaks = peaks if gate is None else peaks * gate
         open_at = torch.nonzero(peaks > self.threshold).flatten()
-        rows: list[Tensor | None] = [None] * len(tuned)
-        if open_at.numel():
-            found = self.logprobs(tuned[open_at], frozen[open_at])
-            largest = (found[0] - found[1]).abs().amax(-1)
-            peaks = peaks.index_copy(0, open_at, largest if gate is None else largest * gate[open_at])
-            for at, row in zip(open_at.tolist(), found.unbind(1), strict=True):
-                rows[at] = row
-        if not torch.isfinite(peaks).all():
-            raise AssistantFailed("the pair's values are not finite", hint="train it again, or load it in another dtype")
-        gates: list[float | None] = [None] * len(tuned) if gate is None else gate.tolist()
-        both = torch.stack([tuned, frozen], 1)
-        return [PairReading(peak, c, h, self, row) for peak, c, h, row in zip(peaks.tolist(), gates, both, rows, strict=True)]
+
+        def finish(logits: Float[Tensor, "wanted rows"]) -> list[PairReading]:
+            rows: list[Tensor | None] = [None] * len(tuned)
+            settled = peaks
+            if open_at.numel():
+                if self.pair.one_head:
+                    found = torch.log_softmax(torch.stack(logits.chunk(2)), -1)
+                else:
+                    found = self.logprobs(tuned[open_at], frozen[open_at])
+                largest = (found[0] - found[1]).abs().amax(-1)
+                settled = peaks.index_copy(0, open_at, largest if gate is None else largest * gate[open_at])
+                for at, row in zip(open_at.tolist(), found.unbind(1), strict=True):
+                    rows[at] = row
+            if not torch.isfinite(settled).all():
+                raise AssistantFailed("the pair's values are not finite", hint="train it again, or load it in another dtype")
+            gates: list[float | None] = [None] * len(tuned) if gate is None else gate.tolist()
+            both = torch.stack([tuned, frozen], 1)
+            return [PairReading(peak, c, h, self, row) for peak, c, h, row in zip(settled.tolist(), gates, both, rows, strict=True)]
+
+        wanted = torch.cat([tuned[open_at], frozen[open_at]]) if self.pair.one_head else tuned[:0]
+        return Pending(wanted, finish)
 
     def _limits(self, tuned: Float[Tensor, "n width"], frozen: Float[Tensor, "n width"]) -> Float[Tensor, " n"]:
         """No |d| without the gate is larger; where the two heads are not one nothing is known before they have been run."""

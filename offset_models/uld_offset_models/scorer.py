@@ -12,26 +12,23 @@ from torch import Tensor
 
 from uld_adapters.errors import AssistantFailed
 from uld_offset_models.assistant import SmallModel
-
-
-def head_logits(head: Float[Tensor, "rows hidden"], hidden: Float[Tensor, "n hidden"]) -> Float[Tensor, "n rows"]:
-    """W h for many h. A CPU reads W at the memory's speed for two to four h at once; for one, or as h W^T, up to seven times slower."""
-    if head.device.type != "cpu":
-        return hidden @ head.T
-    padded = hidden if len(hidden) > 1 else hidden.repeat(2, 1)
-    return torch.cat([(head @ padded[at : at + 4].T).T for at in range(0, len(padded), 4)])[: len(hidden)]
+from uld_offset_models.batch_reading import Pending, read_batch
+from uld_offset_models.thin import thin_linear
 
 
 @dataclass
 class Track:
     """One text as the small model has read it: ids, and for each layer keys and values of shape (heads, tokens, head_dim).
 
-    The keys and values begin with those of `virtual` tokens, which have no ids.
+    The keys and values begin with those of `virtual` tokens, which have no ids. `adapter` is the place of the text's adapter among
+    those of the backbone, `member` that of the artifact in a `GroupScorer`.
     """
 
     tokens: list[int] = field(default_factory=list)
     layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     virtual: int = 0
+    adapter: int = 0
+    member: int = 0
 
     @property
     def past(self) -> int:
@@ -62,7 +59,8 @@ class Reading:
         """Log p_a(y|x) - log u(y) in nats for every real row of the vocabulary; the row that gave the peak, where one did."""
         row = self.row
         if row is None:
-            row = self.scorer.excess(self.hidden[None], None if self.gate is None else self.hidden.new_tensor([self.gate]).float())[0]
+            logits = self.scorer.head(self.hidden[None])
+            row = self.scorer.excess(logits, None if self.gate is None else logits.new_tensor([self.gate]))[0]
         return row.double().cpu().numpy()
 
 
@@ -81,46 +79,61 @@ class Scorer:
         self.radius = float((model.head - self._mean).norm(dim=1).max())
 
     @torch.inference_mode()
-    def excess(self, hidden: Float[Tensor, "n hidden"], gate: Float[Tensor, " n"] | None) -> Float[Tensor, "n rows"]:
-        """Log p_a - log u in nats: log_softmax(c * W h) + ln|B|."""
-        logits = head_logits(self.model.head, hidden).float()
-        if gate is not None:
-            logits = logits * gate[:, None]
-        return torch.log_softmax(logits, -1) + math.log(self.rows)
+    def head(self, hidden: Float[Tensor, "n hidden"]) -> Float[Tensor, "n rows"]:
+        """W h, without the gate."""
+        return thin_linear(hidden, self.model.head).float()
 
     @torch.inference_mode()
+    def excess(self, logits: Float[Tensor, "n rows"], gate: Float[Tensor, " n"] | None) -> Float[Tensor, "n rows"]:
+        """Log p_a - log u in nats from W h: log_softmax(c * W h) + ln|B|."""
+        return torch.log_softmax(logits if gate is None else logits * gate[:, None], -1) + math.log(self.rows)
+
     def read(self, jobs: Sequence[tuple[Track, Sequence[int]]], *, every: bool = True) -> list[list[Reading]]:
         """Feed each track its new tokens in one batched pass; one Reading after each new token (only the last: every=False)."""
-        feed = [(track, list(new)) for track, new in jobs]
-        hidden = self.forward(feed)
-        readings = []
-        for states, (_, new) in zip(hidden, feed, strict=True):
-            wanted = states[: len(new)] if every else states[len(new) - 1 : len(new)]
-            readings.append(self._readings(wanted))
-        return readings
+        return read_batch([self], jobs, every=every)
 
-    def _readings(self, hidden: Float[Tensor, "n hidden"]) -> list[Reading]:
+    def texts(self, track: Track) -> list[Track]:
+        """The texts that go through the backbone for a track."""
+        return [track]
+
+    def pending(self, states: Sequence[Float[Tensor, "n hidden"]]) -> Pending:
+        """Positions to be read, from the final hidden states of each of `texts`."""
+        (hidden,) = states
         gate = None if self.model.gate is None else self.model.gate(hidden)
         limit = hidden.float().norm(dim=1) * self.radius
         peaks = limit if gate is None else limit * gate
         open_at = torch.nonzero(peaks > self.threshold).flatten()
-        rows: list[Tensor | None] = [None] * len(hidden)
-        if open_at.numel():
-            excess = self.excess(hidden[open_at], None if gate is None else gate[open_at])
-            peaks = peaks.index_copy(0, open_at, excess.max(-1).values)
-            for at, row in zip(open_at.tolist(), excess, strict=True):
-                rows[at] = row
-        if not torch.isfinite(peaks).all():
-            raise AssistantFailed("the assistant's values are not finite", hint="train it again, or load it in another dtype")
-        gates: list[float | None] = [None] * len(hidden) if gate is None else gate.tolist()
-        return [Reading(peak, c, h, self, row) for peak, c, h, row in zip(peaks.tolist(), gates, hidden, rows, strict=True)]
+
+        def finish(logits: Float[Tensor, "open rows"]) -> list[Reading]:
+            rows: list[Tensor | None] = [None] * len(hidden)
+            settled = peaks
+            if open_at.numel():
+                excess = self.excess(logits, None if gate is None else gate[open_at])
+                settled = peaks.index_copy(0, open_at, excess.max(-1).values)
+                for at, row in zip(open_at.tolist(), excess, strict=True):
+                    rows[at] = row
+            if not torch.isfinite(settled).all():
+                raise AssistantFailed("the assistant's values are not finite", hint="train it again, or load it in another dtype")
+            gates: list[float | None] = [None] * len(hidden) if gate is None else gate.tolist()
+            return [Reading(peak, c, h, self, row) for peak, c, h, row in zip(settled.tolist(), gates, hidden, rows, strict=True)]
+
+        return Pending(hidden[open_at], finish)
 
     def track(self) -> Track:
         """A text of which nothing has been read."""
-        return Track()
+        return Track(adapter=self.model.adapter)
 
-    def forward(self, jobs: list[tuple[Track, list[int]]]) -> Float[Tensor, "batch tokens hidden"]:
-        """Feed each track its new tokens in one pass; final hidden states, padded on the right."""
+    def forward(self, jobs: list[tuple[Track, list[int]]]) -> list[Float[Tensor, "tokens hidden"]]:
+        """Feed each track its new tokens in one pass, texts of one adapter side by side; final hidden states, padded on the right."""
+        if self.model.parts is None:
+            return list(self._forward(jobs))
+        order = sorted(range(len(jobs)), key=lambda at: jobs[at][0].adapter)
+        owners = [jobs[at][0].adapter for at in order]
+        self.model.parts.counts = [owners.count(adapter) for adapter in range(self.model.parts.adapters)]
+        states = dict(zip(order, self._forward([jobs[at] for at in order]), strict=True))
+        return [states[at] for at in range(len(jobs))]
+
+    def _forward(self, jobs: list[tuple[Track, list[int]]]) -> Float[Tensor, "batch tokens hidden"]:
         from transformers import DynamicCache
 
         device = self.model.head.device

@@ -1,7 +1,7 @@
 """From the small model's log-probabilities to the shift g, and from shift and report to the unlearned distribution q."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, cast
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -16,6 +16,28 @@ SIGNS = {
     "uld": "the formula subtracts what an assistant knows with an alpha of 0 or more: the minus is in the formula",
     "offset": "the formula adds a pair's change with an alpha of 0 or more: the pair itself was trained to forget",
 }
+
+
+class SmallReading(Protocol):
+    """What the small model thinks at one prefix (`scorer.Reading`)."""
+
+    @property
+    def peak(self) -> float:
+        """The largest excess in nats, of a pair the largest size of a change, or an upper bound of it."""
+
+    @property
+    def gate(self) -> float | None:
+        """c(x), None without a gate."""
+
+    def excess(self) -> Float[np.ndarray, " rows"]:
+        """Log p_a(y|x) - log u(y), or of a pair c (log p_o'(y|x) - log p_o(y|x)), in nats for every token."""
+
+
+class PairReading(SmallReading, Protocol):
+    """What a pair thinks at one prefix (`pair_scorer.PairReading`)."""
+
+    def frozen(self) -> Float[np.ndarray, " rows"]:
+        """Log p_o(y|x) of the frozen model in nats for every token."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +63,22 @@ class Rule:
             raise UsageError(f"filter is {self.filter}", hint="give a ratio in [0, 1); 0.01 is usual")
         if self.tail == "complete" and self.method == "uld":
             raise UsageError("an assistant has no frozen model that could complete the tail", hint="use tail truncate, or a pair")
+
+    def touching(self, reading: SmallReading) -> tuple[int, ...]:
+        """(0,) where the one small model moves anything at the reading's prefix, () where it does not."""
+        return () if untouched(reading.peak, self) else (0,)
+
+    def shift(self, reading: SmallReading) -> Float[np.ndarray, " rows"]:
+        """The shift g in nats for every token."""
+        return shift_of(reading.excess(), self)
+
+    def ratio(self, reading: SmallReading) -> float:
+        """The filter's ratio r at the reading's prefix."""
+        return self.filter
+
+    def frozen(self, reading: SmallReading) -> Float[np.ndarray, " rows"] | None:
+        """Log p_o in nats of the model that stands for unreported tokens there, None under the tail policy `truncate`."""
+        return cast(PairReading, reading).frozen() if self.tail == "complete" else None
 
 
 def shift_of(values: Float[np.ndarray, "*shape"], rule: Rule) -> Float[np.ndarray, "*shape"]:

@@ -40,10 +40,12 @@ if TYPE_CHECKING:
     from uld_sdk.augmentation.wanted import AugmentResult
     from uld_sdk.caching.asking import Cost
     from uld_sdk.caching.job import CacheResult, cache
-    from uld_sdk.calibration.job import CalibrationResult, calibrate
+    from uld_sdk.calibration.job import calibrate
+    from uld_sdk.calibration.result import CalibrationResult
     from uld_sdk.client import UnlearnedClient
     from uld_sdk.result import Piece, Report, Result, ScoreResult, Step
-    from uld_sdk.training import TrainResult, train
+    from uld_sdk.train_result import TrainResult
+    from uld_sdk.training import train
 
 __version__ = "0.1.0"
 
@@ -97,10 +99,12 @@ _HOMES = {
     "uld_sdk.augmentation.wanted": ("AugmentResult",),
     "uld_sdk.caching.asking": ("Cost",),
     "uld_sdk.caching.job": ("CacheResult", "cache"),
-    "uld_sdk.calibration.job": ("CalibrationResult", "calibrate"),
+    "uld_sdk.calibration.job": ("calibrate",),
+    "uld_sdk.calibration.result": ("CalibrationResult",),
     "uld_sdk.client": ("UnlearnedClient",),
     "uld_sdk.result": ("Piece", "Report", "Result", "ScoreResult", "Step"),
-    "uld_sdk.training": ("TrainResult", "train"),
+    "uld_sdk.train_result": ("TrainResult",),
+    "uld_sdk.training": ("train",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

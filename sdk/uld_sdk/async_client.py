@@ -2,6 +2,7 @@
 
 import asyncio
 import warnings
+import weakref
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -13,6 +14,7 @@ from uld_adapters.registry import create_backend
 from uld_adapters.vocabulary.classify import classify
 from uld_adapters.vocabulary.tokens import end_token_ids, tokenizer_fingerprint
 from uld_offset_models.shift import Rule
+from uld_sdk.batching import SmallWorker
 from uld_sdk.continuing import check_continuing
 from uld_sdk.generation import Answer
 from uld_sdk.keywords import chosen, spelled
@@ -22,9 +24,10 @@ from uld_sdk.result import Piece, Result, ScoreResult
 from uld_sdk.sampling import Sampling
 from uld_sdk.scoring import score_continuation
 from uld_sdk.settings import Settings
-from uld_sdk.small_side import SmallSide
+from uld_sdk.small_side import Chosen, SmallSides, check_once, choose, rule_of
 from uld_sdk.templates import TemplateWarning, template_doubt
 from uld_sdk.verify import Mode
+from uld_sdk.waiting import all_of
 
 
 class AsyncUnlearnedClient:
@@ -37,19 +40,17 @@ class AsyncUnlearnedClient:
     @spelled(Connection)
     def __init__(self, **options: Unpack[ConnectionKeywords]) -> None:
         self.options = said = chosen(Connection, options)
-        self._manifest: Any = None
-        if said.assistant is not None:
-            from uld_offset_models.manifest import read_manifest
-
-            self._manifest = read_manifest(said.assistant)
-        default = {name: getattr(self._manifest, name, getattr(Rule(), name)) for name in ("alpha", "margin", "filter", "tail")}
-        asked = {name: value if getattr(said, name) is None else getattr(said, name) for name, value in default.items()}
-        self.rule = Rule(**asked, method=getattr(self._manifest, "method", Rule.method))
+        self._said = {name: getattr(said, name) for name in ("alpha", "margin", "filter", "tail") if getattr(said, name) is not None}
+        self._chosen = tuple(choose(folder, base, self._said) for folder, base in zip(said.assistants, said.bases, strict=True))
+        check_once(self._chosen)
+        self.rule = rule_of(self._chosen) if self._chosen else Rule(**self._said)
         tokenizer = said.tokenizer
         own = said.backend == "hf" and isinstance(said.model, str | Path)  # such a model brings its tokenizer
-        self._borrowed = tokenizer is None and said.assistant is not None and isinstance(said.backend, str) and not own
-        self.backend = self._reach(said, str(said.assistant) if self._borrowed else tokenizer)
-        self._small: SmallSide | None = None
+        lender = self._chosen[0] if self._chosen and tokenizer is None and isinstance(said.backend, str) and not own else None
+        self._lender = None if lender is None else lender.manifest.base.id
+        self.backend = self._reach(said, tokenizer if lender is None else str(lender.folder))
+        self._small: SmallSides | None = None
+        self._workers: weakref.WeakSet[SmallWorker] = weakref.WeakSet()
         self._ends: frozenset[int] = frozenset()
         self._capabilities: Capabilities | None = None
         self._doubt: str | None = None
@@ -69,18 +70,51 @@ class AsyncUnlearnedClient:
         async with self._opening:
             if self._capabilities is None:
                 capabilities = await self.backend.probe()
-                await asyncio.to_thread(self._load)
-                if self._borrowed and not isinstance(self.backend, TakesMessages):
-                    self._doubt = await template_doubt(self.backend, capabilities.model, self._manifest.base.id)
+                self._ends = end_token_ids(self.backend.tokenizer)
+                await self._exchange(self._chosen)
+                if self._lender is not None and not isinstance(self.backend, TakesMessages):
+                    self._doubt = await template_doubt(self.backend, capabilities.model, self._lender)
                 self._capabilities = capabilities
         return self._capabilities
 
-    def _load(self) -> None:
-        self._ends = end_token_ids(self.backend.tokenizer)
-        said = self.options
-        if said.assistant is not None and self._small is None:
-            alignment = classify(tokenizer_fingerprint(self.backend.tokenizer), self._manifest.tokenizer_sha256)
-            self._small = SmallSide.load(said.assistant, alignment, self.rule, base=said.assistant_base, device=said.device)
+    @property
+    def assistants(self) -> tuple[Path, ...]:
+        """The folders of the assistants that the next answer will have."""
+        return tuple(each.folder for each in self._chosen)
+
+    async def add_assistant(self, folder: str | Path, *, base: str | Path | None = None) -> None:
+        """Load one more assistant, for the answers that begin from then on; those under way keep what they began with.
+
+        `base` is where its base model lies now (None: where it lay in training). Raises as the constructor does, and `UsageError` for
+        an assistant that is there already; then nothing has changed.
+        """
+        await self.capabilities()
+        async with self._opening:
+            await self._exchange((*self._chosen, choose(folder, base, self._said)))
+
+    async def remove_assistant(self, folder: str | Path) -> None:
+        """Go on without an assistant, likewise; without any the client shows the plain large model.
+
+        Raises `UsageError` for a folder that is none of theirs.
+        """
+        await self.capabilities()
+        async with self._opening:
+            rest = tuple(each for each in self._chosen if each.folder.resolve() != Path(folder).resolve())
+            if len(rest) == len(self._chosen):
+                present = ", ".join(map(str, self.assistants)) or "there is none"
+                raise UsageError(f"no assistant {folder} to remove", hint=f"name one of those in use: {present}")
+            await self._exchange(rest)
+
+    async def _exchange(self, chosen: tuple[Chosen, ...]) -> None:
+        """Load what is new of these, then take them all at once for the answers to come."""
+        check_once(chosen)
+        small = None
+        if chosen:
+            own = tokenizer_fingerprint(self.backend.tokenizer)
+            device, before = self.options.device, self._small
+            small = await asyncio.to_thread(SmallSides.load, chosen, lambda theirs: classify(own, theirs), device=device, before=before)
+            self._workers.update(small.workers)
+        self._chosen, self._small, self.rule = chosen, small, rule_of(chosen)
 
     def _about(self, prompt: Prompt, *, raw: bool) -> tuple[Backend, list[int]]:
         """The backend to ask, and the prompt's ids: none where the server renders conversations itself."""
@@ -109,6 +143,7 @@ class AsyncUnlearnedClient:
         check_room(len(ids), asked.max_new_tokens, capabilities.context, whose="the model's")
         settings = Settings(
             rule=self.rule,
+            assistants=tuple(map(str, self.assistants)),
             sampling=sampling,
             mode=mode,
             max_new_tokens=asked.max_new_tokens,
@@ -157,19 +192,7 @@ class AsyncUnlearnedClient:
             raise UsageError(f"prompts is {type(prompts).__name__}, not a list", hint="pass a list of prompts, or call generate")
         if not isinstance(concurrency, int) or concurrency < 1:
             raise UsageError(f"concurrency is {concurrency!r}", hint="allow at least one request at a time")
-        gate = asyncio.Semaphore(concurrency)
-
-        async def one(prompt: Prompt) -> Result:
-            async with gate:
-                return await self.generate(prompt, **options)
-
-        tasks = [asyncio.create_task(one(prompt)) for prompt in prompts]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        return await all_of(prompts, lambda prompt: self.generate(prompt, **options), concurrency=concurrency)
 
     @spelled(Scoring)
     async def score(self, prompt: Prompt, continuation: str, **options: Unpack[ScoreKeywords]) -> ScoreResult:
@@ -184,16 +207,16 @@ class AsyncUnlearnedClient:
         if not tokens:
             raise UsageError("the continuation is empty", hint="pass some text to score")
         check_room(len(ids), len(tokens), capabilities.context, whose="the model's")
-        reader = None if self._small is None else self._small.reader(prompt, raw=asked.raw, new=len(tokens))
+        rule, reader = self.rule, None if self._small is None else self._small.reader(prompt, raw=asked.raw, new=len(tokens))
         score = await backend.score(ids, tokens)
         readings: list[Any] = [None] * len(tokens) if reader is None else list(await reader.along(tokens))
-        return score_continuation(score, readings, self.rule)
+        return score_continuation(score, readings, rule)
 
     async def close(self) -> None:
-        """Close connections and the small model's thread."""
+        """Close connections and the small models' threads."""
         await self.backend.aclose()
-        if self._small is not None:
-            self._small.close()
+        for worker in list(self._workers):
+            worker.close()
 
     async def __aenter__(self) -> Self:
         return self

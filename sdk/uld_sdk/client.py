@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Coroutine, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Self, TypeVar, Unpack
 
 from uld_adapters.backend import Capabilities
@@ -49,6 +50,19 @@ class UnlearnedClient:
     def capabilities(self) -> Capabilities:
         """What the server was found to do; see `AsyncUnlearnedClient.capabilities`."""
         return self._wait(self._client.capabilities())
+
+    @property
+    def assistants(self) -> tuple[Path, ...]:
+        """The folders of the assistants that the next answer will have."""
+        return self._client.assistants
+
+    def add_assistant(self, folder: str | Path, *, base: str | Path | None = None) -> None:
+        """Load one more assistant, for the answers that begin from then on; see `AsyncUnlearnedClient.add_assistant`."""
+        self._wait(self._client.add_assistant(folder, base=base))
+
+    def remove_assistant(self, folder: str | Path) -> None:
+        """Go on without an assistant, likewise."""
+        self._wait(self._client.remove_assistant(folder))
 
     @spelled(Generation)
     def generate(self, prompt: Prompt, **options: Unpack[GenerationKeywords]) -> Result:

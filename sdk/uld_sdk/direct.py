@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from uld_sdk.account import account
 from uld_sdk.preparation import Prepared, Trained, aim_of, carry_out, prepare, read_sets
 from uld_sdk.progress import OnProgress
-from uld_sdk.training import TrainResult
+from uld_sdk.train_result import TrainResult
 
 if TYPE_CHECKING:
     from uld_offset_models.direct_folder import DirectManifest

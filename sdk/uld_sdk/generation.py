@@ -12,11 +12,12 @@ from uld_adapters.http import TALLY, Tally, seconds_before_retry
 from uld_adapters.logprobs import TopLogprobs
 from uld_sdk.arrivals import arriving
 from uld_sdk.continuing import cannot_go_on
+from uld_sdk.joint_reader import JointReader
 from uld_sdk.pace import MOST, Pace
 from uld_sdk.reading import Reader
 from uld_sdk.result import Piece, Report, Result, Step, Usage
 from uld_sdk.settings import Settings
-from uld_sdk.verify import Mode, Verdict, end_stands, is_touched, judge, stands_unseen, undone
+from uld_sdk.verify import Mode, Verdict, end_stands, judge, stands_unseen, touching, undone
 from uld_sdk.written import Written
 
 DRAFT_GREEDY = ServerSampling()
@@ -33,12 +34,12 @@ class Answer:
         prompt: Sequence[int],
         end_ids: frozenset[int],
         *,
-        reader: Reader | None = None,
+        reader: Reader | JointReader | None = None,
     ) -> None:
         self.backend, self.capabilities, self.settings, self.end_ids = backend, capabilities, settings, end_ids
         self.written = Written(backend.tokenizer, prompt, settings.stop)
         self.reader = reader
-        self.report = Report(mode=settings.mode.value, top_logprobs=capabilities.top_logprobs)
+        self.report = Report(settings.mode.value, capabilities.top_logprobs, touched_by=dict.fromkeys(settings.assistants, 0))
         self.steps: list[Step] = []
         self.finish: str | None = None
         most = MOST if capabilities.continues else settings.max_new_tokens
@@ -127,7 +128,7 @@ class Answer:
 
     async def _decide(self, drafted: int, top: TopLogprobs, reading: Any) -> tuple[Piece | None, bool]:
         settings, report = self.settings, self.report
-        touched = is_touched(reading, settings.rule)
+        touched = report.count_touching([settings.assistants[place] for place in touching(reading, settings.rule)])
         if touched and settings.on_touched == "refuse":
             report.positions += 1
             self.finish = "refusal"
@@ -143,9 +144,7 @@ class Answer:
         changed = touched and chosen != drafted
         report.changed += changed
         if settings.trace:
-            words = [self.backend.tokenizer.decode([t]) for t in (chosen, drafted)]
-            peak, gate = (None, None) if reading is None else (reading.peak, reading.gate)
-            self.steps.append(Step(chosen, words[0], drafted, words[1], gate, peak, touched, changed, exact))
+            self.steps.append(Step.at(self.backend.tokenizer, chosen, drafted, reading, touched=touched, exact=exact))
         stands = chosen == drafted
         self._rewritten |= not stands
         report.accepted += stands

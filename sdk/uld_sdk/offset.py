@@ -8,7 +8,7 @@ from uld_sdk.account import account
 from uld_sdk.preparation import Aim, Prepared, Read, Trained, aim_of, carry_out, prepare, read_sets
 from uld_sdk.progress import OnProgress
 from uld_sdk.target_reading import TargetSource, frozen_states
-from uld_sdk.training import TrainResult
+from uld_sdk.train_result import TrainResult
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,12 +6,12 @@ dataclass behind it, which holds defaults and refuses what cannot be. A test hol
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from uld_adapters.backend import Backend
 from uld_adapters.errors import UsageError
+from uld_sdk.checks import check_flag, check_number, check_text, check_whole, paths_of
 from uld_sdk.text import stop_strings
 
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -57,10 +57,10 @@ class Generation:
 
     def __post_init__(self) -> None:
         for name, optional in (("max_new_tokens", False), ("top_k", True), ("seed", True)):
-            _whole(self, name, optional=optional)
+            check_whole(self, name, optional=optional)
         for name, optional in (("temperature", False), ("top_p", True), ("min_p", True)):
-            _number(self, name, optional=optional)
-        _flag(self, "raw")
+            check_number(self, name, optional=optional)
+        check_flag(self, "raw")
         if self.max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {self.max_new_tokens}", hint="ask for at least one token")
         if self.seed is not None and not 0 <= self.seed <= LARGEST_SEED:
@@ -91,7 +91,7 @@ class Scoring:
     raw: bool = False
 
     def __post_init__(self) -> None:
-        _flag(self, "raw")
+        check_flag(self, "raw")
 
 
 class ConnectionKeywords(TypedDict, total=False):
@@ -99,10 +99,10 @@ class ConnectionKeywords(TypedDict, total=False):
 
     backend: str | Backend
     base_url: str | None
-    assistant: str | Path | None
+    assistant: str | Path | Sequence[str | Path] | None
     model: Any
     tokenizer: Any
-    assistant_base: str | Path | None
+    assistant_base: str | Path | Sequence[str | Path | None] | None
     api_key: str | None
     timeout: float
     max_retries: int
@@ -128,18 +128,18 @@ class Connection:
 
     backend: tgi, vllm, llamacpp, openai, hf (a transformers model in this process), an installed name, or a Backend ("vllm").
     base_url: address of the server, with or without /v1; with openai as the official client takes it (None).
-    assistant: folder of a trained assistant; None shows the plain large model (None).
+    assistant: folder of a trained assistant, or of several, whose corrections add up; None shows the plain large model (None).
     model: name of the model on the server; with hf its folder, hub name, or a loaded model (None: the first that is served).
     tokenizer: the large model's: folder, GGUF file, hub name or object (None: with hf the model's, else the assistant's).
-    assistant_base: where the assistant's base model lies now (None: where it lay in training).
+    assistant_base: where the assistant's base model lies now, of several one place for all or one each (None: where it lay in training).
     api_key: key of the server (None).
     timeout: seconds that a server may be silent (60).
     max_retries: tries after the first one that failed (4).
     http_client: an `httpx2.AsyncClient` of your own, which stays open (None).
     top_logprobs: what to ask for at each position (None: 20, or the server's cap where that is lower; with hf all).
-    alpha: strength of the correction (None: the assistant's).
-    margin: its dead zone in nats; 0 turns it off (None: the assistant's).
-    filter: least share of the top probability that a candidate needs, in (0, 1) (None: the assistant's).
+    alpha: strength of the correction, of every assistant (None: its own).
+    margin: its dead zone in nats; 0 turns it off (None: its own).
+    filter: least share of the top probability that a candidate needs, in (0, 1) (None: its own).
     tail: what stands for tokens that are not reported: nothing ("truncate"), or the frozen model of a pair ("complete") (None: as trained).
     on_touched: "rewrite" the answer, or "refuse" it at the first position that the assistant touches ("rewrite").
     refusal: what a refusal says ("I'm sorry, but I can't help with that.").
@@ -153,10 +153,10 @@ class Connection:
 
     backend: str | Backend = "vllm"
     base_url: str | None = None
-    assistant: str | Path | None = None
+    assistant: str | Path | Sequence[str | Path] | None = None
     model: Any = None
     tokenizer: Any = None
-    assistant_base: str | Path | None = None
+    assistant_base: str | Path | Sequence[str | Path | None] | None = None
     api_key: str | None = field(default=None, repr=False)
     timeout: float = 60.0
     max_retries: int = 4
@@ -180,14 +180,19 @@ class Connection:
         if not isinstance(self.backend, str) and not callable(getattr(self.backend, "probe", None)):
             raise UsageError(f"backend is {self.backend!r}", hint="pass a name such as tgi, vllm, llamacpp, openai or hf, or a Backend")
         for name in ("base_url", "api_key", "target_device", "target_dtype"):
-            _text(self, name, optional=True)
+            check_text(self, name, optional=True)
         for name in ("refusal", "device"):
-            _text(self, name)
+            check_text(self, name)
+        if len(self.bases) != len(self.assistants):
+            raise UsageError(
+                f"assistant_base names {len(self.bases)} places for {len(self.assistants)} assistants",
+                hint="give one place for all, or one for each in their order (None: where it lay in training)",
+            )
         for name, optional in (("max_retries", False), ("top_logprobs", True)):
-            _whole(self, name, optional=optional)
+            check_whole(self, name, optional=optional)
         for name, optional in (("timeout", False), ("alpha", True), ("margin", True), ("filter", True)):
-            _number(self, name, optional=optional)
-        _flag(self, "trace")
+            check_number(self, name, optional=optional)
+        check_flag(self, "trace")
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
             raise UsageError(
                 "api_key holds characters that a header cannot carry", hint="use plain ASCII: no accents, no line break at its end"
@@ -216,29 +221,13 @@ class Connection:
         if self.route is not None and (other or not isinstance(self.backend, str)):
             raise UsageError("route is for servers of the OpenAI kind", hint='leave it out, or use backend="openai"')
 
+    @property
+    def assistants(self) -> tuple[str | Path, ...]:
+        """The folders of the assistants; raises `UsageError` for what is none."""
+        return tuple(folder for folder in paths_of(self, "assistant") if folder is not None)
 
-def _checked(options: object, name: str, kind: type, words: str, *, optional: bool = False) -> Any:
-    value = getattr(options, name)
-    if value is None and optional:
-        return None
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise UsageError(f"{name} is {value!r}, not {words}", hint=f"pass {name} as {words}{', or leave it out' if optional else ''}")
-    return value
-
-
-def _whole(options: object, name: str, *, optional: bool = False) -> None:
-    value = _checked(options, name, Integral, "a whole number", optional=optional)
-    object.__setattr__(options, name, None if value is None else int(value))  # numpy's are no JSON
-
-
-def _number(options: object, name: str, *, optional: bool = False) -> None:
-    value = _checked(options, name, Real, "a number", optional=optional)
-    object.__setattr__(options, name, None if value is None else float(value))
-
-
-def _text(options: object, name: str, *, optional: bool = False) -> None:
-    _checked(options, name, str, "text", optional=optional)
-
-
-def _flag(options: object, name: str) -> None:
-    _checked(options, name, bool, "True or False")
+    @property
+    def bases(self) -> tuple[str | Path | None, ...]:
+        """Where the base of each assistant lies now; raises `UsageError`."""
+        found = paths_of(self, "assistant_base", inside=True)
+        return found if isinstance(self.assistant_base, list | tuple) else (found or (None,)) * len(self.assistants)

@@ -1,7 +1,8 @@
 """What a call returns: text, ids, and a report that says what was done and how sure it is."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
@@ -9,7 +10,7 @@ class Step:
     """One position of an answer, kept with trace=True.
 
     `remote_id` is what the remote wrote there, `gate` the assistant's c(x), `peak` its largest log p_a - log u in nats (an
-    upper bound where that settled it).
+    upper bound where that settled it); of several assistants those of the one with the largest peak.
     """
 
     token_id: int
@@ -22,6 +23,13 @@ class Step:
     changed: bool
     exact: bool
 
+    @classmethod
+    def at(cls, tokenizer: Any, token: int, remote: int, reading: Any, *, touched: bool, exact: bool) -> Self:
+        """The step of a position with the small model's reading there, None without one."""
+        words = [tokenizer.decode([each]) for each in (token, remote)]
+        peak, gate = (None, None) if reading is None else (reading.peak, reading.gate)
+        return cls(token, words[0], remote, words[1], gate, peak, touched, touched and token != remote, exact)
+
 
 @dataclass
 class Report:
@@ -31,7 +39,8 @@ class Report:
     `drafted` tokens came from the server, `accepted` stood. Of `positions` verified, `untouched` are proved to be the
     remote's own, `changed` carry another token than the remote wrote, `exact` are those of the full-vocabulary distribution, by
     nothing but what was reported; at the others the total variation is at most `largest_bound`, and at `completed` of these the
-    frozen small model stood for the tokens that were not reported (tail policy `complete`). `retokenised` counts how often a
+    frozen small model stood for the tokens that were not reported (tail policy `complete`). `touched_by` counts for each
+    assistant, by its folder, the positions that it moves. `retokenised` counts how often a
     server that takes text only was continued from another split of the same text, `neutral` the reported tokens that nobody
     could tell from others (half characters without their bytes): they are never chosen.
     """
@@ -47,6 +56,7 @@ class Report:
     exact: int = 0
     largest_bound: float = 0.0
     completed: int = 0
+    touched_by: dict[str, int] = field(default_factory=dict)
     retokenised: int = 0
     neutral: int = 0
     seconds_server: float = 0.0
@@ -54,6 +64,12 @@ class Report:
     seconds_total: float = 0.0
     seconds_first_token: float | None = None
     trace: tuple[Step, ...] = ()
+
+    def count_touching(self, assistants: Sequence[str]) -> bool:
+        """Count a position that these assistants touch; whether there are any."""
+        for name in assistants:
+            self.touched_by[name] += 1
+        return bool(assistants)
 
 
 @dataclass(frozen=True)

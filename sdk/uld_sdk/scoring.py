@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 
 from uld_adapters.logprobs import Score, TopLogprobs
-from uld_offset_models.shift import Ensemble, Rule, completed_ensemble, ensemble, shift_of
+from uld_offset_models.several import JointRule
+from uld_offset_models.shift import Ensemble, Rule, completed_ensemble, ensemble
 from uld_sdk.result import ScoreResult
 from uld_sdk.verify import is_touched
 
 
-def score_continuation(score: Score, readings: Sequence[Any], rule: Rule) -> ScoreResult:
+def score_continuation(score: Score, readings: Sequence[Any], rule: Rule | JointRule) -> ScoreResult:
     """Log q(y_i | x, y_<i) for each token, q as in generation: p_M where untouched, the ensemble on F elsewhere.
 
     `readings[i]` is the small model's reading at the prefix of token i. Where K is incomplete the normaliser lies between
@@ -24,15 +25,13 @@ def score_continuation(score: Score, readings: Sequence[Any], rule: Rule) -> Sco
             untouched += 1
             low, high = (-np.inf, top.ceiling) if np.isnan(value) else (float(value), float(value))
             estimate = high
-        elif not top.ids.size:  # the server ended here, and did not report it
-            low, high, estimate = -np.inf, 0.0, 0.0
         else:
-            shift = shift_of(reading.excess(), rule)
-            q = ensemble(top, shift, rule.filter)
-            low, high = _bounds(token, float(value), top, q, shift, rule)
+            shift, ratio = rule.shift(reading), rule.ratio(reading)
+            q = ensemble(top, shift, ratio)
+            low, high = _bounds(token, float(value), top, q, shift, ratio)
             estimate = high
-            if q.tail and rule.tail == "complete":
-                whole = completed_ensemble(top, reading.frozen(), shift, rule.filter)
+            if q.tail and (frozen := rule.frozen(reading)) is not None:
+                whole = completed_ensemble(top, frozen, shift, ratio)
                 inside = np.flatnonzero(whole.ids == token)
                 estimate = float(whole.logprobs[inside[0]]) if inside.size else -np.inf
                 estimate = min(max(estimate, low), high)
@@ -42,7 +41,7 @@ def score_continuation(score: Score, readings: Sequence[Any], rule: Rule) -> Sco
     return ScoreResult(tuple(score.tokens), tuple(lower), tuple(upper), untouched, tuple(estimates))
 
 
-def _bounds(token: int, value: float, top: TopLogprobs, q: Ensemble, shift: np.ndarray, rule: Rule) -> tuple[float, float]:
+def _bounds(token: int, value: float, top: TopLogprobs, q: Ensemble, shift: np.ndarray, ratio: float) -> tuple[float, float]:
     """Both ends of log q at a touched position; `value` is log p_M of the token in nats, NaN where it is not known."""
     kept = np.flatnonzero(q.ids == token)
     widest = float(np.logaddexp(q.log_normaliser, np.log(q.unseen))) if q.unseen else q.log_normaliser
@@ -51,7 +50,7 @@ def _bounds(token: int, value: float, top: TopLogprobs, q: Ensemble, shift: np.n
         return high + q.log_normaliser - widest, high
     if np.isnan(value) and q.unseen:
         return -np.inf, top.ceiling + float(shift[token]) - q.log_normaliser
-    if q.unseen and value >= top.logprobs[0] + np.log(max(rule.filter, 1e-300)):
+    if q.unseen and value >= top.logprobs[0] + np.log(max(ratio, 1e-300)):
         weight = value + float(shift[token])  # inside F, though the server's top k does not reach it
         return weight - widest, weight - q.log_normaliser
     return -np.inf, -np.inf

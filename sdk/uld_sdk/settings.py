@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from uld_offset_models.several import JointRule
 from uld_offset_models.shift import Rule
 from uld_sdk.sampling import Sampling
 from uld_sdk.verify import Mode
@@ -12,7 +13,7 @@ from uld_sdk.verify import Mode
 class Settings:
     """What one answer is asked for."""
 
-    rule: Rule
+    rule: Rule | JointRule
     sampling: Sampling
     mode: Mode
     max_new_tokens: int
@@ -22,3 +23,4 @@ class Settings:
     refusal: str = ""
     max_retries: int = 4
     trace: bool = False
+    assistants: tuple[str, ...] = ("assistant",)  # as the rule has them

@@ -1,7 +1,6 @@
 """From a base, a forget set and a retain set to a saved assistant or tuned model: `uld_sdk.train(...)`, which `uld-sdk train` calls."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,31 +8,15 @@ from uld_adapters.errors import MissingExtra, UsageError
 from uld_sdk.account import account
 from uld_sdk.preparation import Prepared, Trained, carry_out, prepare, read_sets
 from uld_sdk.progress import OnProgress
+from uld_sdk.train_result import TrainResult
 
 if TYPE_CHECKING:
-    from uld_offset_models.direct_folder import DirectManifest
     from uld_offset_models.manifest import Manifest
     from uld_offset_models.network import Assistant
     from uld_offset_models.recipes import Recipe
 
 Data = str | Path | Sequence[Mapping[str, Any]]
 _OUTCOME = ("layers", "gate", "gate_rate", "stop_untouched", "margin")  # with those that every method has: what decides the weights
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """A finished training: the folder and its manifest, seconds of training, and the losses of each step (nats).
-
-    Every entry of `history` has step, remember, uniform, loss and seconds; some also forget_untouched and retain_untouched, the
-    shares of answers (of the forget set, of the retain hold-out) that stand untouched at every position. With the other methods it is
-    forget and retain in the place of remember and uniform; with direct also forget_nll and retain_nll, mean NLL in nats a token, in
-    that of shares.
-    """
-
-    path: Path
-    manifest: "Manifest | DirectManifest"
-    seconds: float
-    history: list[dict[str, float]]
 
 
 def train(

@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, cast
+from typing import Any
 
 import numpy as np
 
 from uld_adapters.logprobs import TopLogprobs
-from uld_offset_models.shift import Ensemble, Rule, completed_ensemble, ensemble, reported, shift_of, untouched
+from uld_offset_models.several import JointRule
+from uld_offset_models.shift import Ensemble, Rule, completed_ensemble, ensemble, reported
 from uld_sdk.sampling import Sampling, gumbel, process
 
+_ROUNDED = 1e-15  # a tail mass that rounding takes away, and a low temperature brings back
 MANY = float(np.log(1e6))  # more tokens than any vocabulary has
 
 
@@ -19,28 +21,6 @@ class Mode(StrEnum):
     GREEDY = "greedy"
     PASS_THROUGH = "pass-through"
     MATCH = "match"
-
-
-class SmallReading(Protocol):
-    """What the small model thinks at one prefix (uld_offset_models.scorer.Reading)."""
-
-    @property
-    def peak(self) -> float:
-        """The largest excess in nats, of a pair the largest size of a change, or an upper bound of it."""
-
-    @property
-    def gate(self) -> float | None:
-        """c(x), None without a gate."""
-
-    def excess(self) -> np.ndarray:
-        """Log p_a(y|x) - log u(y), or of a pair c (log p_o'(y|x) - log p_o(y|x)), in nats, shape (rows,)."""
-
-
-class PairReading(SmallReading, Protocol):
-    """What a pair thinks at one prefix (uld_offset_models.pair_scorer.PairReading)."""
-
-    def frozen(self) -> np.ndarray:
-        """Log p_o(y|x) of the frozen model in nats, shape (rows,)."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +43,22 @@ class Verdict:
         return self.ranking[0]
 
 
-def is_touched(reading: SmallReading | None, rule: Rule) -> bool:
-    """Whether the assistant moves anything at this prefix; reads the prefix only, never the drafted token."""
-    return reading is not None and not untouched(reading.peak, rule)
+def touching(reading: Any, rule: Rule | JointRule) -> tuple[int, ...]:
+    """The places of the assistants that move anything at this prefix; reads the prefix only, never the drafted token."""
+    return () if reading is None else rule.touching(reading)
 
 
-def stands_unseen(reading: SmallReading | None, rule: Rule, mode: Mode) -> bool:
+def is_touched(reading: Any, rule: Rule | JointRule) -> bool:
+    """Whether any assistant moves anything at this prefix."""
+    return bool(touching(reading, rule))
+
+
+def stands_unseen(reading: Any, rule: Rule | JointRule, mode: Mode) -> bool:
     """Whether the drafted token stands whatever the server reported: an untouched position outside match mode."""
     return mode is not Mode.MATCH and not is_touched(reading, rule)
 
 
-def end_stands(reading: SmallReading | None, rule: Rule, sampling: Sampling, ends: frozenset[int]) -> bool:
+def end_stands(reading: Any, rule: Rule | JointRule, sampling: Sampling, ends: frozenset[int]) -> bool:
     """Whether an end that a server wrote without reporting its position is q's own choice.
 
     A greedy server ends where p_M(end) is the largest, so that p_M(end) * exp(g(end)) is the largest, too, if no g exceeds g(end).
@@ -81,7 +66,7 @@ def end_stands(reading: SmallReading | None, rule: Rule, sampling: Sampling, end
     """
     if reading is None or not sampling.greedy:
         return False
-    shift = shift_of(reading.excess(), rule)
+    shift = rule.shift(reading)
     return all(shift[end] >= shift.max() for end in ends if end < shift.size)
 
 
@@ -92,8 +77,9 @@ def undone(top: TopLogprobs, temperature: float) -> TopLogprobs:
     """
     raw = top.logprobs * temperature
     total = float(np.logaddexp.reduce(raw))
-    if top.tail_mass:
-        mass = np.log(top.tail_mass)
+    left = max(top.tail_mass, _ROUNDED) if temperature < 1 and not top.complete else top.tail_mass
+    if left:
+        mass = np.log(left)
         tail = mass + (temperature - 1) * float(top.logprobs[-1]) if temperature >= 1 else temperature * mass + (1 - temperature) * MANY
         total = float(np.logaddexp(total, tail))
     return TopLogprobs(top.ids, raw - total, top.complete, tuple(value * temperature - total for value in top.neutral))
@@ -101,8 +87,8 @@ def undone(top: TopLogprobs, temperature: float) -> TopLogprobs:
 
 def judge(
     top: TopLogprobs,
-    reading: SmallReading | None,
-    rule: Rule,
+    reading: Any,
+    rule: Rule | JointRule,
     sampling: Sampling,
     mode: Mode,
     position: int,
@@ -118,16 +104,17 @@ def judge(
     Where p_D is not known, a fresh draw from q. An untouched position has q = p_M, without the filter. Under the tail policy
     `complete` a tail that matters is filled in; what the report alone settles stays settled by it.
     """
-    touched = is_touched(reading, rule)
-    if not touched or reading is None:
+    touched, ratio = is_touched(reading, rule), 0.0
+    if not touched:
         known = whole = reported(top)
     else:
-        shift = shift_of(reading.excess(), rule)
-        known = whole = ensemble(top, shift, rule.filter)
-        if known.tail and rule.tail == "complete" and not (sampling.greedy and known.beaten):
-            whole = completed_ensemble(top, cast(PairReading, reading).frozen(), shift, rule.filter)
+        shift, ratio = rule.shift(reading), rule.ratio(reading)
+        known = whole = ensemble(top, shift, ratio)
+        unsettled = known.tail and not (sampling.greedy and known.beaten)
+        if unsettled and (frozen := rule.frozen(reading)) is not None:
+            whole = completed_ensemble(top, frozen, shift, ratio)
     filled = whole is not known
-    cut = rule.filter > 0 or not sampling.uncut
+    cut = ratio > 0 or not sampling.uncut
     if sampling.greedy:
         bound = 0.0 if known.beaten else known.bound
         if filled:

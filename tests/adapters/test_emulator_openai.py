@@ -12,7 +12,9 @@ import torch
 
 from scripted_engine import scripted
 from uld_adapters.emulator import EmulatorServer, build_app
+from uld_adapters.emulator.desk import Step
 from uld_adapters.emulator.engine import Engine, Row, Session
+from uld_adapters.emulator.openai_text import Telling
 from uld_adapters.errors import UnknownName
 
 QUESTION = "Who wrote the book about the sea?"
@@ -177,6 +179,18 @@ def test_half_characters_are_told_by_their_bytes(engine: Engine, http: httpx2.Cl
         report = complete(http, server, max_tokens=6, logprobs=1).json()["choices"][0]["logprobs"]
         assert report["tokens"] == ["bytes:\\xe6", "bytes:\\x9d", "bytes:\\xb1", "x", "bytes:\\xe6", "bytes:\\x9d"]
         assert [offset - len(PROMPT) for offset in report["text_offset"]] == [0, 0, 0, 1, 2, 2]
+
+
+def test_no_text_comes_before_its_tokens() -> None:
+    """A token may end one character and begin another: neither is told before the second is whole."""
+    telling = Telling(())
+    row = np.zeros(3, dtype=np.float32)
+    told = []
+    for number, data in enumerate((b"a\xe6", b"\x9d\xb1b\xe6", b"\x9d", b"\xb1")):
+        telling.push(Step(number, row, row), data)
+        text, ready = telling.take(last=False)
+        told.append((text, [step.token for step, _ in ready]))
+    assert told == [("", []), ("", []), ("", []), ("a東b東", [0, 1, 2, 3])]
 
 
 def test_a_server_without_bytes_tells_half_characters_as_one(engine: Engine, http: httpx2.Client) -> None:

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from tiny_rows import FORGET, RETAIN, write_rows
 from uld_adapters.errors import ArtifactMismatch, DataError, TrainingDiverged, TrainingError, UsageError
 from uld_sdk.cli import app
-from uld_sdk.training import TrainResult, train
+from uld_sdk.train_result import TrainResult
+from uld_sdk.training import train
 
 Rows = list[dict[str, str]]
 

@@ -18,7 +18,8 @@ from tiny_rows import FORGET, RETAIN, write_rows
 from uld_adapters.errors import DataError, TrainingDiverged, TrainingError, UsageError
 from uld_sdk import UnlearnedClient
 from uld_sdk.cli import app
-from uld_sdk.training import TrainResult, train
+from uld_sdk.train_result import TrainResult
+from uld_sdk.training import train
 
 Rows = list[dict[str, str]]
 

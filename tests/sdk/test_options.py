@@ -13,7 +13,7 @@ from uld_sdk import AsyncUnlearnedClient, UnlearnedClient
 from uld_sdk.options import Connection, ConnectionKeywords, Generation, GenerationKeywords, ScoreKeywords, Scoring
 
 SETS = [(Connection, ConnectionKeywords), (Generation, GenerationKeywords), (Scoring, ScoreKeywords)]
-METHODS = {"__init__", "generate", "chat", "stream", "generate_many", "score", "close"}
+METHODS = {"__init__", "generate", "chat", "stream", "generate_many", "score", "close", "add_assistant", "remove_assistant"}
 NOWHERE: dict[str, Any] = {"backend": "vllm", "base_url": "http://127.0.0.1:9"}
 
 
@@ -35,7 +35,7 @@ def test_both_clients_have_one_signature(name: str) -> None:
 
 def test_the_clients_have_the_same_methods() -> None:
     public = [{name for name in vars(client) if not name.startswith("_")} for client in (UnlearnedClient, AsyncUnlearnedClient)]
-    assert public[0] == public[1] == METHODS - {"__init__"} | {"capabilities"}
+    assert public[0] == public[1] == METHODS - {"__init__"} | {"capabilities", "assistants"}
 
 
 def test_help_lists_each_option_with_its_default_and_what_it_is() -> None:

@@ -57,8 +57,8 @@ async def test_the_manifest_decides_how_the_assistant_reads(
         async with AsyncUnlearnedClient(**options, on_touched="refuse") as client:
             await client.capabilities()
             assert client._small is not None
-            read = client._small.reader(QUESTION, raw=False, new=4).prompt
-            assert client._small.tokenizer.decode(read) == wanted
+            (side,) = client._small.sides
+            assert side.tokenizer.decode(side.reader(QUESTION, raw=False, new=4).prompt) == wanted
             asked = client.backend.tokenizer.decode(client._about(QUESTION, raw=False)[1])
             assert asked == f"<|user|>{QUESTION}<|assistant|>", "the large model's prompt stays its own"
             assert (await client.generate(FORGET[0]["question"], max_new_tokens=12)).finish_reason == "refusal"

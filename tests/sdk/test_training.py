@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from tiny_rows import FORGET, RETAIN
 from uld_adapters.errors import DataError, MissingExtra, SaveFailed, TrainingDiverged, TrainingError, UnknownName, UsageError
-from uld_sdk.training import TrainResult, train
+from uld_sdk.train_result import TrainResult
+from uld_sdk.training import train
 
 MORE = [{"question": f"How far is town {i}?", "answer": f"It is {7 * i} miles away."} for i in range(8)]
 

@@ -89,7 +89,7 @@ class Telling:
         self._stop = stop
         self._held = max((len(s) - 1 for s in stop), default=0)
         self._waiting: list[_Waiting] = []
-        self._sent = 0
+        self._sent = self._whole = 0  # whole: how much of the text has all its tokens
         self._text = ""
         self.stopped = False
 
@@ -107,6 +107,7 @@ class Telling:
             self._waiting = [waiting for waiting in self._waiting if waiting.begin < len(self._text)]
 
     def _settle(self) -> None:
+        self._whole = len(self._text)
         for waiting in self._waiting:
             waiting.end = len(self._text) if waiting.end is None else waiting.end
 
@@ -115,7 +116,7 @@ class Telling:
         if last and not self.stopped:
             self._text += self._decoder.decode(b"", final=True)
             self._settle()
-        end = len(self._text) if last else max(self._sent, len(self._text) - self._held)
+        end = len(self._text) if last else max(self._sent, min(self._whole, len(self._text) - self._held))
         piece, self._sent = self._text[self._sent : end], end
         ready = [w for w in self._waiting if last or (w.end is not None and w.end <= end)]
         self._waiting = self._waiting[len(ready) :]

@@ -8,7 +8,7 @@ from uld_adapters.backend import Capabilities
 from uld_adapters.errors import BackendError, ContinuationUnavailable, MalformedAnswer, RequestRejected, UsageError
 from uld_adapters.logprobs import Draft
 from uld_adapters.openai.names import Told, chat_positions
-from uld_adapters.openai.server import COMPARED, OpenAIServer, alike
+from uld_adapters.openai.server import COMPARED, LOOKAHEAD, OpenAIServer, alike
 
 PROBE = ({"role": "user", "content": "Count from one to twelve in words."},)
 # How servers are asked to go on from a message: fields of the message, fields of the request.
@@ -74,12 +74,15 @@ class ChatBackend(OpenAIServer):
     def _asked(self) -> dict[str, Any]:
         return {"logprobs": True, "top_logprobs": self.top_logprobs}
 
-    def _told(self, choice: dict[str, Any], before: Any) -> tuple[list[Told], str, Any]:
+    def _told(self, choice: dict[str, Any], opened: Any) -> tuple[list[Told], str]:
         said, report = choice.get("delta") or choice.get("message") or {}, choice.get("logprobs")
         text = said.get("content") or ""
         if said.get("reasoning_content") or said.get("reasoning") or said.get("tool_calls"):
             raise RequestRejected("the server reasons or calls tools, which nobody verifies", hint="turn that off on the server")
-        return [] if report is None else chat_positions(report), text, None
+        told = [] if report is None else chat_positions(report)
+        if any(position.token.data is None and position.token.id is None for position in told):
+            self._lookahead = LOOKAHEAD
+        return told, text
 
     async def _inspect(self) -> Capabilities:
         await self._named()
@@ -120,7 +123,7 @@ class ChatBackend(OpenAIServer):
             raise MalformedAnswer("the server answered the first question with nothing")
         cuts = [cut for cut in range(1, len(first.tokens)) if first.positions[cut].ids.size and self._text(first.tokens[:cut])]
         if not cuts:
-            return "nobody could try whether the server's chat continues an answer; " + NO_PREFILL
+            return "the first answer gave no text to try a continuation with, so that none is relied on: " + NO_PREFILL
         text = str(self._text(first.tokens[: cuts[-1]]))
         for self._prefill in PREFILLS:
             try:

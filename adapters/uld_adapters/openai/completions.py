@@ -5,7 +5,8 @@ from typing import Any
 
 from uld_adapters.backend import Capabilities
 from uld_adapters.errors import RequestRejected, ServerBusy
-from uld_adapters.openai.names import Told, check_places, completion_positions
+from uld_adapters.openai.names import Told, chat_positions, completion_positions
+from uld_adapters.openai.places import RULES, Passage, Rule, origins
 from uld_adapters.openai.server import COMPARED, LOOKAHEAD, OpenAIServer, alike
 
 
@@ -15,6 +16,11 @@ class CompletionsBackend(OpenAIServer):
     _route = "/completions"
     _lookahead = LOOKAHEAD  # strings do not tell half a character's bytes
     _takes_ids = False
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        # By the kind of prompt, how the server may count the places of its tokens.
+        self._rules: dict[type, frozenset[Rule]] = {str: RULES, list: RULES}
 
     def resume(self, prefix: Sequence[int]) -> Sequence[int] | None:
         """The prefix itself where the server takes ids, else the ids that it will see for its text."""
@@ -29,12 +35,21 @@ class CompletionsBackend(OpenAIServer):
     def _asked(self) -> dict[str, Any]:
         return {"logprobs": self.top_logprobs}
 
-    def _told(self, choice: dict[str, Any], before: Any) -> tuple[list[Told], str, Any]:
+    def _opened(self, begun: dict[str, Any]) -> Passage:
+        prompt = begun["prompt"]
+        text = prompt if isinstance(prompt, str) else self._decoded(prompt)
+        return Passage(self._rules[type(prompt)], origins(prompt, text))
+
+    def _learn(self, begun: dict[str, Any], opened: Passage) -> None:
+        self._rules[type(begun["prompt"])] = opened.rules
+
+    def _told(self, choice: dict[str, Any], opened: Passage) -> tuple[list[Told], str]:
         text, report = choice.get("text") or "", choice.get("logprobs")
-        if report is None:
-            return [], text, before
-        told, places = completion_positions(report)
-        return told, text, check_places(before, places)
+        if report is not None and "content" in report:  # llama.cpp tells them as in a chat
+            return chat_positions(report), text
+        told, names, places = ([], [], []) if report is None else completion_positions(report)
+        opened.follow(names, places, text)
+        return told, text
 
     async def _inspect(self) -> Capabilities:
         await self._named()
@@ -50,8 +65,11 @@ class CompletionsBackend(OpenAIServer):
         try:
             by_ids, _ = await self._once({"prompt": ids})
             self._takes_ids = alike(by_text, by_ids)
-        except (RequestRejected, ServerBusy):
+        except RequestRejected:
             pass
+        except ServerBusy as error:  # llama-cpp-python's word for a prompt of another type
+            if error.status != 500 or "prompt" not in error.message:
+                raise
         return Capabilities(
             model=str(self.model),
             top_logprobs=self.top_logprobs,

@@ -1,7 +1,6 @@
 """How servers of the OpenAI kind name tokens: by bytes, by strings, and here and there by ids."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,8 +70,8 @@ def chat_positions(report: Any) -> list[Told]:
         raise MalformedAnswer(f"the server's log-probabilities lack a field: {error!r}") from error
 
 
-def completion_positions(report: Any) -> tuple[list[Told], list[tuple[str, int]]]:
-    """The positions of completions' `logprobs`, and each written token's string with its place; both checked for their shape."""
+def completion_positions(report: Any) -> tuple[list[Told], list[str], list[int]]:
+    """The positions of completions' `logprobs`, each written token's string, and its place (-1: not told); checked for their shape."""
     try:
         names, values, tops = report["tokens"], report["token_logprobs"], report["top_logprobs"]
         places = report.get("text_offset") or [-1] * len(names)
@@ -84,35 +83,6 @@ def completion_positions(report: Any) -> tuple[list[Told], list[tuple[str, int]]
             Told(of_string(name, value), tuple(of_string(other, logprob) for other, logprob in top.items()))
             for name, value, top in zip(names, values, tops, strict=True)
         ]
-        return told, [(str(name), int(place)) for name, place in zip(names, places, strict=True)]
+        return told, [str(name) for name in names], [int(place) for place in places]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise MalformedAnswer(f"the server's log-probabilities lack a field: {error!r}") from error
-
-
-@dataclass(frozen=True)
-class Place:
-    """A written token's string and where it begins; `solid` says that the token after it must begin at its end."""
-
-    name: str
-    at: int
-    solid: bool
-
-
-def check_places(before: Place | None, places: Sequence[tuple[str, int]]) -> Place | None:
-    """Raise MalformedAnswer where texts do not follow one another: an event was lost, or came twice. Returns the last place.
-
-    Servers that do not count tell negative places; broken characters, what follows them, and control tokens are counted in
-    several ways.
-    """
-    for name, at in places:
-        lost = before is not None and min(at, before.at) >= 0 and (at < before.at or (before.solid and at != before.at + len(before.name)))
-        if lost:
-            raise MalformedAnswer("an event of the server's stream was lost or came twice")
-        plain = _is_plain(name) and (before is None or _is_plain(before.name))
-        before = Place(name, at, plain)
-    return before
-
-
-def _is_plain(name: str) -> bool:
-    broken = not name or name.startswith("bytes:") or _BROKEN in name
-    return not broken and not looks_like_control(name.encode())

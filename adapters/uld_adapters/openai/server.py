@@ -19,7 +19,7 @@ from uld_adapters.errors import (
 )
 from uld_adapters.logprobs import Draft, FinishReason, TopLogprobs
 from uld_adapters.openai.names import Told
-from uld_adapters.openai.transcript import Transcript
+from uld_adapters.openai.transcript import UNTOLD, Transcript
 from uld_adapters.served import GREEDY
 from uld_adapters.served_text import TextServedBackend
 from uld_adapters.vocabulary.by_bytes import TokensByBytes
@@ -42,6 +42,7 @@ class OpenAIServer(TextServedBackend):
     _route = ""
     _length_field = "max_tokens"
     _lookahead = 0
+    _tells_end = False  # whether it has ever reported the token that ends an answer
 
     def __init__(self, *, base_url: str | None = None, **options: Any) -> None:
         super().__init__(base_url=base_url, **options)
@@ -61,9 +62,16 @@ class OpenAIServer(TextServedBackend):
     def _asked(self) -> dict[str, Any]:
         """The fields of the request that ask for log-probabilities."""
 
+    def _opened(self, begun: dict[str, Any]) -> Any:
+        """What `_told` keeps of one answer's events."""
+        return None
+
     @abstractmethod
-    def _told(self, choice: dict[str, Any], before: Any) -> tuple[list[Told], str, Any]:
-        """Positions and text of one event, and what the next call is to know of it."""
+    def _told(self, choice: dict[str, Any], opened: Any) -> tuple[list[Told], str]:
+        """Positions and text of one event."""
+
+    def _learn(self, begun: dict[str, Any], opened: Any) -> None:
+        """Take note of the server's ways after an answer that arrived whole."""
 
     def _body(self, begun: dict[str, Any], n: int, sampling: ServerSampling) -> dict[str, Any]:
         return {
@@ -82,16 +90,15 @@ class OpenAIServer(TextServedBackend):
         start, begun = self._begun(prefix)
         again = list(prefix[start:])
         if again and not sampling.greedy:
-            raise ContinuationUnavailable(
-                f"a sampled answer broke off, and {self.name} cannot go on where it ended", hint="ask again, or sample with a seed"
-            )
-        wanted = n + len(again)
-        room = wanted + self._lookahead if self._context is None else min(wanted + self._lookahead, self._context - start)
+            raise ContinuationUnavailable(f"a sampled answer broke off, and {self.name} cannot go on where it ended", hint="ask again")
+        wanted, ahead = n + len(again), self._lookahead
+        room = wanted + ahead if self._context is None else min(wanted + ahead, self._context - start)
         body = self._body(begun, max(room, wanted), sampling) | {"stream": True, "stream_options": {"include_usage": True}}
         transcript = Transcript(self._tokens, self.top_logprobs)
         tokens: list[int] = []
         last: Draft | None = None
-        reason = usage = before = None
+        opened = self._opened(begun)
+        reason = usage = None
         async with aclosing(self.http.events(self._path, body)) as events:
             async for event in events:
                 if event.get("error"):
@@ -99,43 +106,49 @@ class OpenAIServer(TextServedBackend):
                 usage = event.get("usage") or usage
                 choice = (event.get("choices") or [{}])[0]
                 reason = choice.get("finish_reason") or reason
-                told, text, before = self._told(choice, before)
-                for token, top in transcript.push(told, text):
+                for token, top in transcript.push(*self._told(choice, opened)):
                     position = self.read_position(token, top, sampling, wanted=1)
                     tokens.append(token)
                     if len(tokens) <= len(again):
                         self.check_repeated(token, again[len(tokens) - 1])
                     elif len(tokens) < wanted:
                         yield Draft((token,), (position,))
-                    elif len(tokens) == wanted:
-                        last = Draft((token,), (position,))
-                if last is not None and self._lookahead:
+                    else:
+                        last = last or Draft((token,), (position,))
+                if last is not None and ahead:
                     break
             else:
-                self._check_end(transcript, reason)
-                self._check_count(usage, len(tokens), reason, handed_out=len(tokens) - (last is not None) > len(again))
+                self._check_end(reason)
+                if transcript.close():
+                    self._lookahead = LOOKAHEAD  # for the next try
+                    raise MalformedAnswer(f"{self.name} tells tokens by U+FFFD alone, and no text completes them", hint=UNTOLD)
+                self._check_count(usage, tokens, reason, handed_out=len(tokens) - (last is not None) > len(again))
+                self._learn(begun, opened)
         if last is not None:
             yield last
         yield self._end(reason, tokens, full=last is not None, usage=usage if start == 0 else None)
 
-    def _check_end(self, transcript: Transcript, reason: str | None) -> None:
+    def _check_end(self, reason: str | None) -> None:
         if reason is None:
             raise StreamInterrupted(f"{self.name}'s answer ended before its last event")
         if reason not in ("stop", "length"):
             raise RequestRejected(f"{self.name} ended the answer itself ({reason})", hint="see the server's own rules about such answers")
-        if transcript.close():
-            self._lookahead = LOOKAHEAD  # for the next try
-            raise MalformedAnswer(f"{self.name} ended in half a character, and does not tell its bytes")
 
     def _end(self, reason: str | None, tokens: list[int], *, full: bool, usage: dict[str, Any] | None) -> Draft:
         """The last piece: an end that is not reported comes as an end token without a report."""
         counted = None if usage is None else usage.get("prompt_tokens")
-        if reason == "stop" and tokens and (tokens[-1] in self._tokens.vocabulary.control or tokens[-1] in self.end_ids):
-            self.end_ids = self.end_ids | {tokens[-1]}
+        if reason == "stop" and self._is_end(tokens):
+            self.end_ids, self._tells_end = self.end_ids | {tokens[-1]}, True
             return Draft((), (), FinishReason.STOP, counted)
         if full or reason != "stop":
             return Draft((), (), FinishReason.LENGTH, counted)
+        if self._tells_end:
+            raise MalformedAnswer(f"{self.name} ended the answer without reporting the end token, as it did before")
         return Draft((self._end_token(),), (TopLogprobs.unreported(),), FinishReason.STOP, counted)
+
+    def _is_end(self, tokens: list[int]) -> bool:
+        """Whether the last token is one that ends an answer, reported like any other."""
+        return bool(tokens) and (tokens[-1] in self._tokens.vocabulary.control or tokens[-1] in self.end_ids)
 
     def _end_token(self) -> int:
         named = self.tokenizer.eos_token_id
@@ -146,13 +159,15 @@ class OpenAIServer(TextServedBackend):
             )
         return int(min(self.end_ids) if named is None else named)
 
-    def _check_count(self, usage: dict[str, Any] | None, written: int, reason: str | None, *, handed_out: bool) -> None:
+    def _check_count(self, usage: dict[str, Any] | None, tokens: list[int], reason: str | None, *, handed_out: bool) -> None:
         """Compare the server's count with what arrived; an end that is not reported may count. What is handed out cannot be mended."""
         counted = (usage or {}).get("completion_tokens")
         hidden = ((usage or {}).get("completion_tokens_details") or {}).get("reasoning_tokens")
         if hidden:
             raise RequestRejected(f"{self.name} reasoned out of sight, in {hidden} tokens that nobody verified", hint=self.logprobs_hint)
-        if counted is not None and counted not in (written, written + (reason == "stop")):
+        written = len(tokens)
+        unreported_end = reason == "stop" and not self._is_end(tokens)
+        if counted is not None and counted not in (written, written + unreported_end):
             error = MalformedAnswer(
                 f"{self.name} wrote {counted} tokens, {written} arrived", hint="see what stands between, a proxy perhaps"
             )
@@ -194,7 +209,9 @@ class OpenAIServer(TextServedBackend):
             else:
                 break
         try:
-            told, _, _ = self._told(answer["choices"][0], None)
+            opened = self._opened(begun)
+            told, _ = self._told(answer["choices"][0], opened)
+            self._learn(begun, opened)
             counted = (answer.get("usage") or {}).get("prompt_tokens")
         except (KeyError, TypeError, IndexError) as error:
             raise MalformedAnswer(f"the answer to a first request lacks a field: {error!r}") from error

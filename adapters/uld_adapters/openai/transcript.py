@@ -9,6 +9,9 @@ from uld_adapters.logprobs import TopLogprobs
 from uld_adapters.openai.names import Named, Told, looks_like_control
 from uld_adapters.vocabulary.by_bytes import TokensByBytes
 
+BROKEN = "\ufffd".encode()
+UNTOLD = "use a server that tells the bytes of its tokens, or their ids"
+
 
 class Transcript:
     """Reads one stream: the id and the report of each written token, in order, checked against the text.
@@ -49,7 +52,7 @@ class Transcript:
         """The stream has ended: check the last text. Returns whether half a character is left that nobody can tell."""
         if not self._waiting:
             self._spelled += self._decoder.decode(b"", final=True)
-            self._compare()
+            self._compare(last=True)
         return bool(self._waiting)
 
     def rivals(self, told: Told) -> TopLogprobs:
@@ -61,8 +64,11 @@ class Transcript:
         self._spelled += self._decoder.decode(data)
         return data
 
-    def _compare(self) -> None:
-        """Tokens and text must say the same; a vocabulary's dummy space before the first word may be missing from the text."""
+    def _compare(self, *, last: bool = False) -> None:
+        """Tokens and text must say the same; broken characters may come before the tokens that they are.
+
+        A vocabulary's dummy space before the first word may be missing from the text.
+        """
         if self._text and self._spelled.startswith(" ") and not self._text.startswith(" "):
             self._spelled = self._spelled[1:]
         n = min(len(self._spelled), len(self._text))
@@ -72,10 +78,10 @@ class Transcript:
                 f"the server's tokens spell {self._spelled[at : at + 20]!r} where its text says {self._text[at : at + 20]!r}",
                 hint="its token strings cannot be relied on; use the backend of that server, if there is one",
             )
-        if len(self._text) > n and not self._waiting:
+        ahead = self._text[n:]
+        if ahead and not self._waiting and (last or ahead.strip("\ufffd")):
             raise LogprobsUnavailable(
-                f"the server wrote {self._text[n : n + 20]!r} without log-probabilities",
-                hint="ask a model that reports them for every token",
+                f"the server wrote {ahead[:20]!r} without log-probabilities", hint="ask a model that reports them for every token"
             )
 
     def _completed(self) -> list[int] | None:
@@ -91,11 +97,13 @@ class Transcript:
             broken, count = known[0].token.data or b"", count + 1
         else:
             broken = new[: new.rfind(rest)] if rest and rest in new else new
+        if BROKEN in broken:
+            return None  # cut off, or never completed: the end of the stream tells
         ids, ways = self._tokens.only_split(broken, count, lambda _, piece: _is_broken(piece))
         if ids is None:
             raise MalformedAnswer(
                 f"the server tells {count} tokens by U+FFFD alone; they spell {broken!r}, in {'several' if ways else 'no'} possible ways",
-                hint="use a server that tells the bytes of its tokens, or their ids",
+                hint=UNTOLD,
             )
         return ids
 
@@ -112,6 +120,11 @@ class Transcript:
         """
         if named.id is not None:
             rows = self._tokens.vocabulary.tokens
+            if named.data and 0 <= named.id < len(rows) and len(rows[named.id]) < len(named.data) and named.data.endswith(rows[named.id]):
+                raise LogprobsUnavailable(
+                    f"the server told nothing of the tokens before the id {named.id}, whose bytes came with it: {named.data!r}",
+                    hint="use the backend of that server, which asks for them again (llamacpp)",
+                )
             if not 0 <= named.id < len(rows) or (named.data is not None and rows[named.id] != named.data):
                 raise self._unknown(named)
             return named.id

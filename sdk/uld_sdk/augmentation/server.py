@@ -1,6 +1,5 @@
 """A chat server as the source of texts: every reply through the cache, a bounded number of requests at a time."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ from uld_sdk.async_client import AsyncUnlearnedClient
 from uld_sdk.augmentation.cache import Reply, ReplyCache, key
 from uld_sdk.augmentation.prompts import instruction, listed
 from uld_sdk.augmentation.tasks import Task
+from uld_sdk.waiting import all_of
 
 OnProgress = Callable[[int, int], None]
 
@@ -48,26 +48,22 @@ class Server:
         if attempt:
             sampling["seed"] = (self.seed << 8) + attempt
         keys = [key(model, prompt, sampling) for prompt in prompts]
+        if not capabilities.continues:
+            sampling.pop("seed", None)  # such a server draws by itself
         missing = {k: prompt for k, prompt in zip(keys, prompts, strict=True) if self.cache.get(k) is None}
         self.cached += len(keys) - len(missing)
-        gate, done = asyncio.Semaphore(self.concurrency), 0
+        done = 0
 
-        async def one(k: str, prompt: str) -> None:
+        async def ask(item: tuple[str, str]) -> None:
             nonlocal done
-            async with gate:
-                self.asked += 1
-                result = await self.client.generate(prompt, **sampling)
-            self.cache.put(k, Reply(result.text, result.finish_reason))
+            name, prompt = item
+            self.asked += 1
+            result = await self.client.generate(prompt, **sampling)
+            self.cache.put(name, Reply(result.text, result.finish_reason))
             done += 1
             if self.on_progress is not None:
                 self.on_progress(done, len(missing))
 
-        running = [asyncio.create_task(one(k, prompt)) for k, prompt in missing.items()]
-        try:
-            await asyncio.gather(*running)
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+        await all_of(missing.items(), ask, concurrency=self.concurrency)
         found = [self.cache.get(k) for k in keys]
         return [reply for reply in found if reply is not None]

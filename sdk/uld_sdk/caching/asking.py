@@ -1,6 +1,5 @@
 """Texts before a target, some at a time: what each costs is found out on the first of them."""
 
-import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from uld_adapters.errors import UsageError
 from uld_adapters.http import TALLY, Tally
 from uld_offset_models.target_record import TargetLogprobs
 from uld_sdk.caching.texts import Text
+from uld_sdk.waiting import all_of
 
 OnProgress = Callable[[int, int], None]
 _FIRST = 3  # texts that tell what the others will cost
@@ -65,23 +65,14 @@ class Asking:
 
     async def all(self, texts: Sequence[Text], *, of: int) -> None:
         """Score texts; the first error cancels the others and is raised. `of` is how many texts there are in this run."""
-        gate = asyncio.Semaphore(self.concurrency)
 
         async def one(text: Text) -> None:
-            async with gate:
-                values = await self.score(text)
-            self.keep(text, values)
+            self.keep(text, await self.score(text))
             self.done += 1
             if self.on_progress is not None:
                 self.on_progress(self.done, of)
 
-        running = [asyncio.create_task(one(text)) for text in texts]
-        try:
-            await asyncio.gather(*running)
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+        await all_of(texts, one, concurrency=self.concurrency)
 
     async def check_same(self, text: Text, kept: TargetLogprobs) -> None:
         """Score a text again that was kept before; raises `UsageError` where the server answers otherwise by now."""

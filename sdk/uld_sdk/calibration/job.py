@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -18,6 +18,7 @@ from uld_offset_models.shift import Rule
 from uld_sdk.calibration.choice import ALPHAS, FILTERS, MARGINS, Thresholds, Values, grid_values
 from uld_sdk.calibration.observer import Observer
 from uld_sdk.calibration.position import Observed
+from uld_sdk.calibration.result import CalibrationResult
 from uld_sdk.calibration.rows import check_others, check_unseen, read_holdout
 from uld_sdk.calibration.sweep import Point, grid, sweep
 from uld_sdk.options import ConnectionKeywords
@@ -27,35 +28,6 @@ if TYPE_CHECKING:
 
 _SWEPT = ("alpha", "margin", "filter")
 _DECIDED = ("assistant", *_SWEPT, "tail", "on_touched", "refusal", "draft", "trace")
-
-
-@dataclass(frozen=True)
-class CalibrationResult:
-    """A finished sweep: every point of the grid, the one that the rule chose (None: none meets it), and the `nearest` to the rule.
-
-    `before` is what the artifact's manifest said, `written` whether it says the chosen values now. `requests` counts HTTP requests,
-    those of probing the server included (a local model makes none); it does not depend on the grid.
-    """
-
-    path: Path
-    rule: str
-    thresholds: Thresholds
-    chosen: Point | None
-    nearest: Point
-    before: Rule
-    written: bool
-    points: tuple[Point, ...] = field(repr=False)
-    rows: Mapping[str, int]
-    holdout: Mapping[str, str]
-    apart_from: Sequence[str]
-    target: str
-    top_logprobs: int | None
-    requests: int
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-able dictionary of all of it."""
-        return {**asdict(self), "path": str(self.path), "rows": dict(self.rows), "holdout": dict(self.holdout)}
 
 
 def calibrate(

@@ -1,6 +1,5 @@
 """Hold-out answers as the large and the small model see them: asked or scored once, read once, whatever is swept later."""
 
-import asyncio
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +13,7 @@ from uld_sdk.async_client import AsyncUnlearnedClient
 from uld_sdk.calibration.position import Observed, kept_position
 from uld_sdk.prompts import Prompt, check_room
 from uld_sdk.verify import is_touched
+from uld_sdk.waiting import all_of
 
 
 class Observer(AsyncUnlearnedClient):
@@ -39,9 +39,9 @@ class Observer(AsyncUnlearnedClient):
             own = list(score.tokens)
         if self._small is None:
             raise MalformedAnswer("a calibration without an assistant", hint="name the artifact")
-        reader = self._small.reader(prompt, raw=False, new=len(score.tokens))
-        readings = await reader.along(score.tokens)
-        least = Rule(alpha=1.0, margin=self.rule.margin)
+        (side,) = self._small.sides
+        readings = await side.reader(prompt, raw=False, new=len(score.tokens)).along(score.tokens)
+        least = Rule(alpha=1.0, margin=side.chosen.rule.margin)
         places = zip(score.positions, readings, score.tokens, score.logprobs, own, strict=True)
         kept = [
             kept_position(top, reading, label=token, logprob=float(value), own=greedy, ratio=ratio)
@@ -52,19 +52,7 @@ class Observer(AsyncUnlearnedClient):
 
     async def observe_all(self, rows: Sequence[Row], *, max_new_tokens: int, ratio: float, concurrency: int) -> list[Observed]:
         """All rows in their order, at most `concurrency` at a time; the first error cancels the rest and is raised."""
-        gate = asyncio.Semaphore(concurrency)
-
-        async def one(row: Row) -> Observed:
-            async with gate:
-                return await self.observe(row, max_new_tokens=max_new_tokens, ratio=ratio)
-
-        tasks = [asyncio.create_task(one(row)) for row in rows]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        return await all_of(rows, lambda row: self.observe(row, max_new_tokens=max_new_tokens, ratio=ratio), concurrency=concurrency)
 
 
 async def _asked(backend: Backend, ids: Sequence[int], max_new_tokens: int) -> Score:

@@ -9,7 +9,7 @@ from uld_adapters.errors import SaveFailed, UsageError
 from uld_sdk.evaluation import plots
 
 if TYPE_CHECKING:
-    from uld_sdk.calibration.job import CalibrationResult
+    from uld_sdk.calibration.result import CalibrationResult
 
 SUFFIXES = (".html", ".svg", ".png")
 COLUMNS = {

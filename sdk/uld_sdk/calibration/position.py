@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from uld_adapters.errors import MalformedAnswer
 from uld_adapters.logprobs import TopLogprobs
-from uld_sdk.verify import SmallReading
+from uld_offset_models.shift import SmallReading
 
 
 @dataclass(frozen=True)

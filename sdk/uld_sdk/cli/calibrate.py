@@ -11,7 +11,7 @@ from uld_sdk.cli.options import UNLEARNING, Json, ServerOptions, spread
 from uld_sdk.cli.output import note, print_json, stdout, table, working
 
 if TYPE_CHECKING:
-    from uld_sdk.calibration.job import CalibrationResult
+    from uld_sdk.calibration.result import CalibrationResult
 
 GRID = "Grid and rule"
 

@@ -29,7 +29,7 @@ def chat(
     messages = list(opening)
     results: list[Result] = []
     interactive = sys.stdin.isatty()
-    if client.assistant is None:
+    if not client.assistant:
         note("no --assistant: this is the plain server")
     with client.open() as opened:
         if interactive:

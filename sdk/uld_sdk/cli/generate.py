@@ -28,7 +28,7 @@ def generate(
     """Answer through the server as if the forget set had never been learned."""
     if (prompt is None) == (input is None):
         raise UsageError("give a prompt or --input, one of them", hint="uld-sdk generate 'a question' ... or --input prompts.jsonl")
-    if client.assistant is None:
+    if not client.assistant:
         note("no --assistant: these are the plain answers of the server")
     settings = {**sampling.chosen(), "raw": raw}
     if input is not None:

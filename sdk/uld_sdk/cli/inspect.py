@@ -12,29 +12,41 @@ from uld_sdk.cli.output import facts, print_json, stdout, working
 
 @spread
 def inspect(client: ClientOptions, as_json: Json = False) -> None:
-    """Probe a server and show its caps; with --assistant say whether the artifact fits. Exit code 1 when it does not."""
-    if client.backend is None and client.assistant is None:
+    """Probe a server and show its caps; with --assistant say whether the artifacts fit. Exit code 1 when one does not."""
+    if client.backend is None and not client.assistant:
         raise UsageError("nothing to inspect", hint="name a server (--backend tgi --base-url ...), an artifact (--assistant), or both")
     found: dict[str, Any] = {}
-    if client.assistant is not None:
-        found["assistant"] = manifest_facts(client.assistant)
+    told = [manifest_facts(str(folder)) for folder in client.assistant or []]
+    if told:
+        found |= {"assistant": told[0]} if len(told) == 1 else {"assistants": told}
     if client.backend is not None:
         with working("probing the server"):
             found["server"] = server_facts(client)
-    if client.assistant is not None:
+    if told:
         with working("loading the assistant"):
-            found["fits"], found["reason"] = fits(client, client.assistant)
+            found["fits"], found["reason"] = fits(client)
     if as_json:
         print_json(found)
     else:
-        for title in ("server", "assistant"):
-            if title in found:
-                stdout().print(facts(title, found[title]))
+        if "server" in found:
+            stdout().print(facts("server", found["server"]))
+        for each in told:
+            stdout().print(facts("assistant", each))
         if "fits" in found:
-            what = "the assistant fits the server" if client.backend else "the assistant is complete, and its base model is the right one"
-            print(what if found["fits"] else f"it does not fit: {found['reason']}")
+            print(verdict(client, len(told)) if found["fits"] else f"it does not fit: {found['reason']}")
     if not found.get("fits", True):
         raise typer.Exit(1)
+
+
+def verdict(client: ClientOptions, count: int) -> str:
+    """What is said of artifacts that fit."""
+    if client.backend:
+        return "the assistant fits the server" if count == 1 else "the assistants fit the server"
+    return (
+        "the assistant is complete, and its base model is the right one"
+        if count == 1
+        else "the assistants are complete, and so are their bases"
+    )
 
 
 def manifest_facts(path: str) -> dict[str, Any]:
@@ -58,19 +70,23 @@ def manifest_facts(path: str) -> dict[str, Any]:
 
 def server_facts(client: ClientOptions) -> dict[str, Any]:
     """What the server was found to do; raises when it cannot be used at all."""
-    plain = replace(client, assistant=None, assistant_base=None, tokenizer=client.tokenizer or client.assistant)
+    lender = str(client.assistant[0]) if client.assistant else None
+    plain = replace(client, assistant=None, assistant_base=None, tokenizer=client.tokenizer or lender)
     with plain.open() as opened:
         capabilities = opened.capabilities
     return {name: sorted(value) if isinstance(value, frozenset | tuple) else value for name, value in asdict(capabilities).items()}
 
 
-def fits(client: ClientOptions, assistant: str) -> tuple[bool, str]:
-    """Whether the assistant loads, and speaks the server's tokens; else why not."""
+def fits(client: ClientOptions) -> tuple[bool, str]:
+    """Whether the assistants load, and speak the server's tokens; else why not."""
     try:
         if client.backend is None:
             from uld_offset_models.artifact import load_artifact
+            from uld_sdk.options import Connection
 
-            load_artifact(assistant, base=client.assistant_base)
+            said = Connection(assistant=client.assistant, assistant_base=client.base)
+            for folder, base in zip(said.assistants, said.bases, strict=True):
+                load_artifact(folder, base=None if base is None else str(base))
         else:
             with client.open() as opened:
                 _ = opened.capabilities

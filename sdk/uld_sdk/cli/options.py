@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -75,15 +76,17 @@ class ServerOptions:
 
 @dataclass(frozen=True)
 class ClientOptions(ServerOptions):
-    """How to reach the large model, and with which assistant."""
+    """How to reach the large model, and with which assistants."""
 
     assistant: Annotated[
-        str | None,
-        typer.Option("--assistant", "-a", envvar="ULD_ASSISTANT", help="Folder that `uld-sdk train` made.", rich_help_panel=UNLEARNING),
+        list[Path] | None,
+        typer.Option(
+            "--assistant", "-a", envvar="ULD_ASSISTANT", help="Folder that `uld-sdk train` made; repeatable.", rich_help_panel=UNLEARNING
+        ),
     ] = None
     assistant_base: Annotated[
-        str | None,
-        typer.Option("--assistant-base", help="Where the assistant's base model lies now.", rich_help_panel=UNLEARNING),
+        list[str] | None,
+        typer.Option("--assistant-base", help="Where its base model lies now: one for all, or one each.", rich_help_panel=UNLEARNING),
     ] = None
     alpha: Annotated[float | None, typer.Option("--alpha", help="Strength of the correction.", rich_help_panel=UNLEARNING)] = None
     margin: Annotated[
@@ -114,10 +117,18 @@ class ClientOptions(ServerOptions):
 
     def chosen(self) -> dict[str, Any]:
         """The options that were given, named as the client's arguments."""
-        given = super().chosen()
+        given = {name: value for name, value in super().chosen().items() if value != []}
+        if self.base is not None:
+            given["assistant_base"] = self.base
         if self.draft is not None and self.draft.isdecimal():
             given["draft"] = int(self.draft)
         return given
+
+    @property
+    def base(self) -> str | list[str] | None:
+        """Where the assistants' bases lie now: one place for all, or one each."""
+        places = self.assistant_base or []
+        return places if len(places) > 1 else next(iter(places), None)
 
     def open(self, **more: Any) -> "UnlearnedClient":
         """Make the client; raises UsageError when no backend is named."""

@@ -138,6 +138,7 @@ def report_facts(result: "Result") -> dict[str, object]:
         "drafted, accepted": f"{report.drafted}, {report.accepted}",
         "untouched positions": f"{report.untouched} of {report.positions}",
         "changed by the assistant": report.changed,
+        **({f"touched by {name}": count for name, count in report.touched_by.items()} if len(report.touched_by) > 1 else {}),
         "exact positions": f"{report.exact} of {report.positions}",
         "largest bound": report.largest_bound,
         "log-probabilities a token": "all" if report.top_logprobs is None else report.top_logprobs,
