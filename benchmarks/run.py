@@ -1,4 +1,4 @@
-"""The figures of benchmarks/README.md: `python benchmarks/run.py [demo|latency|offset|artifacts|training|startup ...]`, or all of them.
+"""The figures of benchmarks/README.md: `python benchmarks/run.py [PART ...]`, all parts without a name.
 
 Each part writes benchmarks/<part>.json, with the command and the machine, and the tables of benchmarks/README.md are made anew
 from all parts that have been run.
@@ -17,7 +17,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE.parent / "runs" / "bench"
-PARTS = ("startup", "training", "demo", "latency", "offset", "artifacts")
+PARTS = ("startup", "training", "demo", "latency", "offset", "artifacts", "vocabulary", "retokenised")
 
 
 def machine() -> str:
@@ -48,6 +48,14 @@ def run_part(name: str) -> dict[str, Any]:
         import artifacts
 
         return artifacts.measure(WORK)
+    if name == "vocabulary":
+        import vocabulary
+
+        return vocabulary.measure()
+    if name == "retokenised":
+        import retokenised
+
+        return retokenised.measure(WORK)
     if name == "startup":
         import startup
 

@@ -7,7 +7,8 @@ from typing import Any
 
 HEAD = """# Benchmarks
 
-Made by `make bench`; one part alone: `python benchmarks/run.py demo|latency|offset|artifacts|training|startup`.
+Made by `make bench` (`python benchmarks/run.py`); one part alone: `python benchmarks/run.py demo`, or latency, offset, artifacts,
+training, startup, vocabulary, retokenised.
 Ratios compare runs that took turns on the same machine in one process; seconds are of the machine named above each table. Do not
 edit this file by hand: it is made from the JSON files beside it.
 """
@@ -140,7 +141,59 @@ def startup(figures: dict[str, Any]) -> str:
     )
 
 
-SECTIONS = {"demo": demo, "latency": latency, "offset": offset, "artifacts": artifacts, "training": training, "startup": startup}
+def vocabulary(figures: dict[str, Any]) -> str:
+    """The schemes against the exact distribution, then one row a pair and kind of text."""
+    goals = {"bridge, one look-ahead": ".003, .000", "bridge": ".006, .004", "single path": ".053, .080"}
+    goals |= {"byte-prefix mass": ".089, .113", "first piece": ".103, .180", "no shift": ".265, .270"}
+    toy = sorted(figures["total_variation"].items(), key=lambda item: item[1]["aligned"])
+    schemes = [[name, goals.get(name, ""), f"{v['aligned']:.4f}", f"{v['mid-token']:.4f}", v["prefixes"]] for name, v in toy]
+    pairs = [
+        [name, v["cover"], v["added_nodes"], v["added_nodes_95"], v["milliseconds"], v["milliseconds_mean"], v["seconds_to_make"]]
+        for name, v in figures["pairs"].items()
+    ]
+    text = (
+        "Mean total variation from the exact distribution, which is a sum over all texts of random small models on random byte-pair "
+        "vocabularies. Targets: no worse than the plan's figures for the bridge, and better than all other schemes.\n"
+    )
+    more = (
+        "Released tokenizers (large to small), top 20, models that count bigrams. Targets: at most 12 added tokens of the small model a "
+        "position, and at most 1 ms (median) beside the model, after warm-up.\n"
+    )
+    head = ["pair and text", "places", "added tokens", "of these at 95%", "ms, median", "ms, mean", "s to make"]
+    return (
+        f"## Vocabularies\n\n{source(figures)}\n{text}\n"
+        + table(["scheme", "in the plan", "aligned", "mid-token", "prefixes"], schemes)
+        + f"\n{more}\n"
+        + table(head, pairs)
+    )
+
+
+def retokenised(figures: dict[str, Any]) -> str:
+    """One row a run and kind of question."""
+    rows = [
+        [name, kind, v["rouge"], f"{v['identical']:.0%}", f"{v['untouched']:.0%}", v["largest_bound"]]
+        for name, run in figures["runs"].items()
+        for kind, v in run.items()
+    ]
+    text = (
+        f"{figures['questions']} held-out questions a set, {figures['new_tokens']} tokens an answer. `remote`: SmolLM2 made to speak "
+        "another vocabulary's tokens, with the demo's assistant; `small`: an assistant on a small model with tokens of its own. Target: "
+        "ROUGE-L within 0.05 of the run above it.\n"
+    )
+    head = ["run", "questions", "ROUGE-L", "identical", "untouched positions", "largest bound"]
+    return f"## Across tokenizers\n\n{source(figures)}\n{text}\n" + table(head, rows)
+
+
+SECTIONS = {
+    "demo": demo,
+    "latency": latency,
+    "offset": offset,
+    "artifacts": artifacts,
+    "training": training,
+    "vocabulary": vocabulary,
+    "retokenised": retokenised,
+    "startup": startup,
+}
 
 
 def write(folder: Path) -> None:

@@ -52,9 +52,9 @@ class Audited(Answer):
         self.decisions.append(Decision(prefix, tokens, drafted, noise, chance))
         return outcome
 
-    async def _raw_report(self, processed: TopLogprobs) -> Any:
-        try:
-            return await super()._raw_report(processed)
+    async def _judged(self, drafted: int, top: TopLogprobs, reading: Any) -> Any:
+        try:  # only a raw report that is asked for again can be lost here
+            return await super()._judged(drafted, top, reading)
         except BackendError:
             self.lost += 1
             raise

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from uld_adapters.backend import TakesMessages
-from uld_adapters.vocabulary.classify import Identity
+from uld_adapters.vocabulary.alignment import Identity
 from uld_adapters.vocabulary.tokens import end_token_ids
 from uld_offset_models.assistant import Gate, SmallModel
 from uld_offset_models.shift import Rule

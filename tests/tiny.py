@@ -1,5 +1,6 @@
 """A tokenizer and a random Llama small enough to be built inside a test, saved as ordinary model folders."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,14 @@ def tiny_tokenizer(path: str | Path, *, vocab_size: int = 400, bos: bool = False
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(path)
     return tokenizer
+
+
+def lowering(folder: Path) -> Path:
+    """Make the tokenizer in a folder write all in lower case."""
+    file = folder / "tokenizer.json"
+    state = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(state | {"normalizer": {"type": "Lowercase"}}), encoding="utf-8")
+    return folder
 
 
 def tiny_model(

@@ -91,6 +91,9 @@ class Thought:
         self._excess = excess
         self.peak = float(excess.max())
 
+    def bounds(self) -> None:
+        return None
+
     def excess(self) -> np.ndarray:
         return self._excess
 

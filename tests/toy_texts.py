@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from uld_adapters.vocabulary.bridge import Bridge, Place, Shares
+from uld_adapters.vocabulary.bridge import Bridge, Place
 from uld_adapters.vocabulary.control import Role
+from uld_adapters.vocabulary.shares import Shares
 from uld_adapters.vocabulary.tokens import Vocabulary
 
 Path = tuple[int, ...]
@@ -39,7 +40,7 @@ class TextModel:
         end = next(i for i, role in vocabulary.roles.items() if role is Role.END_OF_TEXT)
         self.mass: dict[Path, float] = defaultdict(float)
         for text, weight in texts.items():
-            path = (*vocabulary.encode(text), end)
+            path = (*vocabulary.encode(_begun(vocabulary, text)), end)
             for size in range(len(path) + 1):
                 self.mass[path[:size]] += weight
         self.followers: dict[Path, set[int]] = defaultdict(set)
@@ -48,31 +49,37 @@ class TextModel:
                 self.followers[path[:-1]].add(path[-1])
 
     def row(self, path: Path) -> np.ndarray:
-        """Log-probabilities after a path, shape (rows,); uniform where the model never goes."""
-        row = np.full(self.vocabulary.rows, -np.inf)
+        """Probabilities after a path, shape (rows,); uniform where the model never goes."""
+        row = np.zeros(self.vocabulary.rows)
         whole = self.mass.get(path, 0.0)
         if whole <= 0 or not self.followers[path]:
-            return np.full(self.vocabulary.rows, -np.log(self.vocabulary.rows))
+            return np.full(self.vocabulary.rows, 1 / self.vocabulary.rows)
         for token in self.followers[path]:
-            row[token] = np.log(self.mass[(*path, token)] / whole)
+            row[token] = self.mass[(*path, token)] / whole
         return row
 
 
 def share(vocabulary: Vocabulary, texts: Mapping[bytes, float], prefix: bytes) -> dict[int | None, float]:
     """The oracle: s(c) by sums over all texts, None for the end of the text."""
     found: dict[int | None, float] = defaultdict(float)
+    place = len(_begun(vocabulary, prefix)) if prefix else 0
     for text, weight in texts.items():
         if not text.startswith(prefix):
             continue
-        at, ids = 0, vocabulary.encode(text)
+        at, ids = 0, vocabulary.encode(_begun(vocabulary, text))
         for token in ids:
-            if at == len(prefix):
+            if at == place:
                 found[token] += weight
             at += len(vocabulary.tokens[token])
         if len(text) == len(prefix):
             found[None] += weight
     total = sum(found.values())
     return {token: weight / total for token, weight in found.items()} if total else {}
+
+
+def _begun(vocabulary: Vocabulary, text: bytes) -> bytes:
+    """A text as the tokenizer begins it, with its dummy space."""
+    return b"" if vocabulary.spelling is None else vocabulary.spelling.start + text
 
 
 def walk(bridge: Bridge, tokens: Iterable[int]) -> tuple[Path, Place]:
@@ -99,12 +106,14 @@ class Asked:
 
 def expanded(bridge: Bridge, place: Place, candidates: list[int], asked: Asked, *, rounds: int) -> list[Shares]:
     """Readings from the least tree on, each with the open leaves of the one before."""
-    asked.add(bridge.nodes(place, candidates))
+    asked.add(bridge.cover(place))
+    asked.add(bridge.nodes(place, candidates, asked.rows))
     found = [bridge.read(place, candidates, asked.rows)]
+    asked.add(bridge.nodes(place, candidates, asked.rows, least=0.0))
     for _ in range(rounds):
+        found.append(bridge.read(place, candidates, asked.rows, least=1e-300))
         leaves = [path for weight, path in found[-1].open if weight > 0]
         if not leaves:
             break
         asked.add(leaves)
-        found.append(bridge.read(place, candidates, asked.rows))
     return found

@@ -47,7 +47,11 @@ def read_batch(members: Sequence[Member], jobs: Sequence[Job], *, every: bool) -
     feed = [[(text, list(new)) for text in members[track.member].texts(track)] for track, new in jobs]
     passed = iter(members[0].forward([text for texts in feed for text in texts]))
     states = [[next(passed)[0 if every else len(new) - 1 : len(new)] for _, new in texts] for texts in feed]
-    owners = [track.member for track, _ in jobs]
+    return judged(members, [track.member for track, _ in jobs], states)
+
+
+def judged(members: Sequence[Member], owners: Sequence[int], states: Sequence[Sequence[Float[Tensor, "n hidden"]]]) -> list[list[Any]]:
+    """Readings of positions by the final hidden states of each of a job's `texts`, in one pass through the head; `owners` are members."""
     pending = {}
     for owner in sorted(set(owners)):
         mine = [texts for texts, of in zip(states, owners, strict=True) if of == owner]

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from uld_adapters.errors import AssistantFailed
+from uld_offset_models.assistant import SmallModel
 from uld_offset_models.batch_reading import Pending, read_batch
 from uld_offset_models.pair import Pair
 from uld_offset_models.scorer import Scorer, Track
@@ -49,16 +50,20 @@ class PairReading:
     scorer: "PairScorer"
     rows: Float[Tensor, "2 rows"] | None = None
 
+    def bounds(self) -> None:
+        """The values are exact."""
+
     def excess(self) -> Float[np.ndarray, " rows"]:
         """The change d = c (log p_o'(y|x) - log p_o(y|x)) in nats for every real row of the vocabulary."""
-        tuned, frozen = self._logprobs()
+        tuned, frozen = self.logprobs()
         return (1.0 if self.gate is None else self.gate) * (tuned - frozen)
 
     def frozen(self) -> Float[np.ndarray, " rows"]:
         """Log p_o(y|x) in nats for every real row of the vocabulary."""
-        return self._logprobs()[1]
+        return self.logprobs()[1]
 
-    def _logprobs(self) -> Float[np.ndarray, "2 rows"]:
+    def logprobs(self) -> Float[np.ndarray, "2 rows"]:
+        """Log p_o' and log p_o in nats for every real row of the vocabulary."""
         rows = self.scorer.logprobs(self.hidden[:1], self.hidden[1:])[:, 0] if self.rows is None else self.rows
         return rows.double().cpu().numpy()
 
@@ -73,6 +78,11 @@ class PairScorer:
     def __init__(self, pair: Pair, *, threshold: float = 0.0) -> None:
         self.pair, self.threshold = pair, threshold
         self._tuned, self._frozen = Scorer(pair.tuned), Scorer(pair.frozen)
+
+    @property
+    def models(self) -> tuple[SmallModel, SmallModel]:
+        """The models that read the texts of a track."""
+        return self.pair.tuned, self.pair.frozen
 
     def track(self) -> PairTrack:
         """A text of which nothing has been read."""

@@ -55,6 +55,9 @@ class Reading:
     scorer: "Scorer"
     row: Float[Tensor, " rows"] | None = None
 
+    def bounds(self) -> None:
+        """The values are exact."""
+
     def excess(self) -> Float[np.ndarray, " rows"]:
         """Log p_a(y|x) - log u(y) in nats for every real row of the vocabulary; the row that gave the peak, where one did."""
         row = self.row
@@ -77,6 +80,11 @@ class Scorer:
         self.rows = int(model.head.shape[0])
         self._mean = model.head.mean(0)
         self.radius = float((model.head - self._mean).norm(dim=1).max())
+
+    @property
+    def models(self) -> tuple[SmallModel]:
+        """The model that reads the text of a track."""
+        return (self.model,)
 
     @torch.inference_mode()
     def head(self, hidden: Float[Tensor, "n hidden"]) -> Float[Tensor, "n rows"]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from uld_offset_models.shift import Rule, SmallReading
+from uld_offset_models.shift import Bounds, Rule, SmallReading
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,11 @@ class JointReading:
     def gate(self) -> float | None:
         """c(x) of the one with the largest peak, None where that has no gate."""
         return self._loudest.gate
+
+    @property
+    def quiet(self) -> bool:
+        """Whether one of them has proved itself untouched for the reported tokens only."""
+        return any(getattr(part, "quiet", False) for part in self.parts)
 
     @property
     def _loudest(self) -> SmallReading:
@@ -48,13 +53,22 @@ class JointRule:
         """The shift g in nats for every token; there must be one that touches."""
         return np.sum([rule.shift(part) for rule, part in self._acting(reading)], axis=0)
 
+    def bounds(self, reading: JointReading) -> Bounds | None:
+        """The least and the largest shift in nats that each token can have, None where `shift` is exact."""
+        found = [(rule.bounds(part), rule, part) for rule, part in self._acting(reading)]
+        if all(ends is None for ends, _, _ in found):
+            return None
+        ends = [ends or (rule.shift(part),) * 2 for ends, rule, part in found]
+        return np.sum([low for low, _ in ends], axis=0), np.sum([high for _, high in ends], axis=0)
+
     def ratio(self, reading: JointReading) -> float:
         """The filter's ratio r at this prefix."""
         return max(rule.ratio(part) for rule, part in self._acting(reading))
 
     def frozen(self, reading: JointReading) -> Float[np.ndarray, " rows"] | None:
         """Log p_o in nats of the model that stands for unreported tokens at this prefix, None where there is none."""
-        return next((rule.frozen(part) for rule, part in self._acting(reading) if rule.tail == "complete"), None)
+        known = (rule.frozen(part) for rule, part in self._acting(reading))
+        return next((frozen for frozen in known if frozen is not None), None)
 
     def _acting(self, reading: JointReading) -> list[tuple[Rule, SmallReading]]:
         return [(self.rules[at], reading.parts[at]) for at in self.touching(reading)]

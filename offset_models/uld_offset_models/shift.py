@@ -18,6 +18,9 @@ SIGNS = {
 }
 
 
+Bounds = tuple[Float[np.ndarray, " rows"], Float[np.ndarray, " rows"]]
+
+
 class SmallReading(Protocol):
     """What the small model thinks at one prefix (`scorer.Reading`)."""
 
@@ -32,12 +35,15 @@ class SmallReading(Protocol):
     def excess(self) -> Float[np.ndarray, " rows"]:
         """Log p_a(y|x) - log u(y), or of a pair c (log p_o'(y|x) - log p_o(y|x)), in nats for every token."""
 
+    def bounds(self) -> Bounds | None:
+        """The least and the most that the excess can be, None where it is exact."""
+
 
 class PairReading(SmallReading, Protocol):
     """What a pair thinks at one prefix (`pair_scorer.PairReading`)."""
 
-    def frozen(self) -> Float[np.ndarray, " rows"]:
-        """Log p_o(y|x) of the frozen model in nats for every token."""
+    def frozen(self) -> Float[np.ndarray, " rows"] | None:
+        """Log p_o(y|x) of the frozen model in nats for every token, None where it is not known for all."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,14 @@ class Rule:
     def shift(self, reading: SmallReading) -> Float[np.ndarray, " rows"]:
         """The shift g in nats for every token."""
         return shift_of(reading.excess(), self)
+
+    def bounds(self, reading: SmallReading) -> Bounds | None:
+        """The least and the largest shift in nats that each token can have, None where `shift` is exact."""
+        ends = reading.bounds()
+        if ends is None:
+            return None
+        low, high = (shift_of(values, self) for values in ends)
+        return np.minimum(low, high), np.maximum(low, high)
 
     def ratio(self, reading: SmallReading) -> float:
         """The filter's ratio r at the reading's prefix."""

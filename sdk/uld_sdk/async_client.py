@@ -5,15 +5,16 @@ import warnings
 import weakref
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, Unpack
 
 from uld_adapters.backend import Backend, Capabilities, TakesMessages
 from uld_adapters.errors import UsageError
 from uld_adapters.registry import create_backend
-from uld_adapters.vocabulary.classify import classify
-from uld_adapters.vocabulary.tokens import end_token_ids, tokenizer_fingerprint
+from uld_adapters.vocabulary.tokens import end_token_ids
 from uld_offset_models.shift import Rule
+from uld_sdk.aligning import align
 from uld_sdk.batching import SmallWorker
 from uld_sdk.continuing import check_continuing
 from uld_sdk.generation import Answer
@@ -110,9 +111,9 @@ class AsyncUnlearnedClient:
         check_once(chosen)
         small = None
         if chosen:
-            own = tokenizer_fingerprint(self.backend.tokenizer)
-            device, before = self.options.device, self._small
-            small = await asyncio.to_thread(SmallSides.load, chosen, lambda theirs: classify(own, theirs), device=device, before=before)
+            said, before = self.options, self._small
+            how = partial(align, self.backend.tokenizer, wanted=said.alignment)
+            small = await asyncio.to_thread(SmallSides.load, chosen, how, device=said.device, before=before)
             self._workers.update(small.workers)
         self._chosen, self._small, self.rule = chosen, small, rule_of(chosen)
 
@@ -144,6 +145,7 @@ class AsyncUnlearnedClient:
         settings = Settings(
             rule=self.rule,
             assistants=tuple(map(str, self.assistants)),
+            alignment="identity" if self._small is None else self._small.mode,
             sampling=sampling,
             mode=mode,
             max_new_tokens=asked.max_new_tokens,
@@ -209,7 +211,7 @@ class AsyncUnlearnedClient:
         check_room(len(ids), len(tokens), capabilities.context, whose="the model's")
         rule, reader = self.rule, None if self._small is None else self._small.reader(prompt, raw=asked.raw, new=len(tokens))
         score = await backend.score(ids, tokens)
-        readings: list[Any] = [None] * len(tokens) if reader is None else list(await reader.along(tokens))
+        readings: list[Any] = [None] * len(tokens) if reader is None else list(await reader.along(tokens, score.positions))
         return score_continuation(score, readings, rule)
 
     async def close(self) -> None:

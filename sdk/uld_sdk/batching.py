@@ -1,7 +1,6 @@
 """One small model for many answers at once: requests that wait together go through it in one batched pass."""
 
 import asyncio
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,13 +10,13 @@ class SmallWorker:
 
     def __init__(self, scorer: Any) -> None:
         self.scorer = scorer
-        self._waiting: list[tuple[Any, Sequence[int], bool, asyncio.Future[Any]]] = []
+        self._waiting: list[tuple[Any, Any, bool, asyncio.Future[Any]]] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="uld-small")
         self._busy: asyncio.Task[None] | None = None
         self.passes = 0
 
-    async def read(self, track: Any, tokens: Sequence[int], *, every: bool = True) -> list[Any]:
-        """A Reading after each of the new tokens (only after the last one: every=False)."""
+    async def read(self, track: Any, tokens: Any, *, every: bool = True) -> list[Any]:
+        """A Reading after each of the new tokens (only after the last one: every=False); a tree's scorer takes chain and paths."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((track, tokens, every, future))
         if self._busy is None or self._busy.done():

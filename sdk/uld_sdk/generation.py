@@ -11,13 +11,16 @@ from uld_adapters.errors import BackendError, MalformedAnswer, RequestRejected
 from uld_adapters.http import TALLY, Tally, seconds_before_retry
 from uld_adapters.logprobs import TopLogprobs
 from uld_sdk.arrivals import arriving
+from uld_sdk.bridge_reader import BridgeReader
+from uld_sdk.certainty import widened
 from uld_sdk.continuing import cannot_go_on
 from uld_sdk.joint_reader import JointReader
 from uld_sdk.pace import MOST, Pace
+from uld_sdk.raw_report import raw_report
 from uld_sdk.reading import Reader
 from uld_sdk.result import Piece, Report, Result, Step, Usage
 from uld_sdk.settings import Settings
-from uld_sdk.verify import Mode, Verdict, end_stands, judge, stands_unseen, touching, undone
+from uld_sdk.verify import Mode, Verdict, end_stands, judge, stands_unseen, touching
 from uld_sdk.written import Written
 
 DRAFT_GREEDY = ServerSampling()
@@ -34,12 +37,14 @@ class Answer:
         prompt: Sequence[int],
         end_ids: frozenset[int],
         *,
-        reader: Reader | JointReader | None = None,
+        reader: Reader | BridgeReader | JointReader | None = None,
     ) -> None:
         self.backend, self.capabilities, self.settings, self.end_ids = backend, capabilities, settings, end_ids
         self.written = Written(backend.tokenizer, prompt, settings.stop)
         self.reader = reader
-        self.report = Report(settings.mode.value, capabilities.top_logprobs, touched_by=dict.fromkeys(settings.assistants, 0))
+        self.report = Report(
+            settings.mode.value, settings.alignment, capabilities.top_logprobs, touched_by=dict.fromkeys(settings.assistants, 0)
+        )
         self.steps: list[Step] = []
         self.finish: str | None = None
         most = MOST if capabilities.continues else settings.max_new_tokens
@@ -115,6 +120,7 @@ class Answer:
         self.report.drafted += len(tokens)
         if self.reader is not None and tokens:
             await self.reader.primed()
+            self.reader.told(len(self.written), positions)
         for at, (token, top) in enumerate(zip(tokens, positions, strict=True)):
             reading = None
             if self.reader is not None:
@@ -128,6 +134,7 @@ class Answer:
 
     async def _decide(self, drafted: int, top: TopLogprobs, reading: Any) -> tuple[Piece | None, bool]:
         settings, report = self.settings, self.report
+        await self._inform(reading, top)
         touched = report.count_touching([settings.assistants[place] for place in touching(reading, settings.rule)])
         if touched and settings.on_touched == "refuse":
             report.positions += 1
@@ -136,6 +143,9 @@ class Answer:
         chosen, exact, bound = drafted, True, 0.0
         if not stands_unseen(reading, settings.rule, settings.mode):
             chosen, exact, bound = await self._judged(drafted, top, reading)
+        if reading is not None and reading.quiet and top.tail_mass:  # nothing reported is moved; what is not reported may be
+            exact, bound = False, max(bound, top.tail_mass)
+            report.untouched_but_for = max(report.untouched_but_for, top.tail_mass)
         report.neutral += len(top.neutral)
         report.positions += 1
         report.untouched += not touched
@@ -150,6 +160,11 @@ class Answer:
         report.accepted += stands
         return self._emit(chosen, stands=stands), stands
 
+    async def _inform(self, reading: Any, top: TopLogprobs) -> None:
+        """A small model of another vocabulary may have to look at the reported tokens before it can tell what it moves."""
+        if self.reader is not None:
+            await self.reader.informed(reading, len(self.written), top, also=() if top.ids.size else sorted(self.end_ids))
+
     async def _judged(self, drafted: int, top: TopLogprobs, reading: Any) -> tuple[int, bool, float]:
         """The token that is to stand, whether it is exact, and the bound where it is not."""
         rule, sampling, mode = self.settings.rule, self.settings.sampling, self.settings.mode
@@ -159,8 +174,13 @@ class Answer:
         whole, processed = True, None
         if mode is Mode.PASS_THROUGH and self.capabilities.processed:
             processed = top
-            top, whole = await self._raw_report(top)
+            start = time.perf_counter()
+            top, whole = await raw_report(self.backend, self.written.prefix, top, sampling, self._counting)
+            self.report.seconds_server += time.perf_counter() - start
+            await self._inform(reading, top)
         verdict = judge(top, reading, rule, sampling, mode, self.report.positions, drafted=drafted, processed=processed)
+        if verdict.touched and (bounds := rule.bounds(reading)) is not None:
+            verdict = widened(verdict, top, bounds, rule.shift(reading), rule.ratio(reading), sampling)
         chosen = self._choose(verdict, drafted)
         self.report.completed += verdict.completed
         # A better token may be one that cannot be sent back as text, that nobody can tell, or that the server's own cuts left out.
@@ -185,26 +205,6 @@ class Answer:
         if token in self.end_ids or not self.capabilities.continues:
             return True
         return self.backend.resume([*self.written.prefix, token]) is not None
-
-    async def _raw_report(self, processed: TopLogprobs) -> tuple[TopLogprobs, bool]:
-        """The raw top k of the next position, from a server whose sampled report is processed; False where its cuts stay.
-
-        A temperature is undone. What top-k and top-p cut away is asked for again with one greedy token, but after half a
-        character, or in a split that is not the text's own, no request can ask.
-        """
-        sampling = self.settings.sampling
-        cut = sampling.top_k is not None or (sampling.top_p or 1.0) < 1.0
-        if not cut or self.backend.resume(self.written.prefix) != self.written.prefix:
-            return undone(processed, sampling.temperature), not cut
-        start = time.perf_counter()
-        asked = self.backend.draft(self.written.prefix, 1)
-        draft = await asyncio.create_task(asked, context=self._counting)
-        self.report.seconds_server += time.perf_counter() - start
-        if not draft.positions:
-            raise MalformedAnswer("the server wrote nothing where a token was asked for")
-        if not draft.positions[0].ids.size:
-            return undone(processed, sampling.temperature), False
-        return draft.positions[0], True
 
     def _emit(self, token: int, *, stands: bool) -> Piece:
         if self.report.seconds_first_token is None:

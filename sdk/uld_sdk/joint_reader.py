@@ -6,7 +6,9 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from uld_adapters.logprobs import TopLogprobs
 from uld_offset_models.several import JointReading
+from uld_sdk.bridge_reader import BridgeReader
 from uld_sdk.reading import Reader
 
 
@@ -14,7 +16,7 @@ from uld_sdk.reading import Reader
 class JointReader:
     """Readers of one answer, used as one `Reader` is; those of one worker are read in one batch."""
 
-    parts: tuple[Reader, ...]
+    parts: tuple[Reader | BridgeReader, ...]
     seconds: float = 0.0
 
     @property
@@ -44,9 +46,19 @@ class JointReader:
         """The readings of the answer's position `position`, which must be the next that wait."""
         return JointReading(tuple(part.next(position) for part in self.parts))
 
-    async def along(self, tokens: Sequence[int]) -> list[JointReading]:
+    def told(self, position: int, reports: Sequence[TopLogprobs]) -> None:
+        """What the remote reported at `position` and after it."""
+        for part in self.parts:
+            part.told(position, reports)
+
+    async def informed(self, reading: JointReading, position: int, top: TopLogprobs, *, also: Sequence[int] = ()) -> None:
+        """Judge the tokens reported at a position, where a reading needs to know them."""
+        parts: list[tuple[Any, Any]] = list(zip(self.parts, reading.parts, strict=True))
+        await self._together([part.informed(own, position, top, also=also) for part, own in parts])
+
+    async def along(self, tokens: Sequence[int], reports: Sequence[TopLogprobs]) -> list[JointReading]:
         """The readings at the prefix of each token of a given text, for a reader that has read nothing."""
-        found = await self._together([part.along(tokens) for part in self.parts])
+        found = await self._together([part.along(tokens, reports) for part in self.parts])
         return [JointReading(parts) for parts in zip(*found, strict=True)]
 
     async def settle(self, answer: int) -> None:

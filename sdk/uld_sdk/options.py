@@ -112,6 +112,7 @@ class ConnectionKeywords(TypedDict, total=False):
     margin: float | None
     filter: float | None
     tail: Literal["truncate", "complete"] | None
+    alignment: Literal["auto", "bridge", "bridge-exact", "path"]
     on_touched: Literal["rewrite", "refuse"]
     refusal: str
     draft: str | int
@@ -141,6 +142,8 @@ class Connection:
     margin: its dead zone in nats; 0 turns it off (None: its own).
     filter: least share of the top probability that a candidate needs, in (0, 1) (None: its own).
     tail: what stands for tokens that are not reported: nothing ("truncate"), or the frozen model of a pair ("complete") (None: as trained).
+    alignment: how the assistant's tokens are told in the large model's: "auto" (the same tokens, else "bridge"), "bridge-exact" (reads
+      on until the bound is at most 0.01), or "path" (one spelling a token, approximate) ("auto").
     on_touched: "rewrite" the answer, or "refuse" it at the first position that the assistant touches ("rewrite").
     refusal: what a refusal says ("I'm sorry, but I can't help with that.").
     draft: "stream", "auto", or the number of tokens to ask for in a request ("stream").
@@ -166,6 +169,7 @@ class Connection:
     margin: float | None = None
     filter: float | None = None
     tail: Literal["truncate", "complete"] | None = None
+    alignment: Literal["auto", "bridge", "bridge-exact", "path"] = "auto"
     on_touched: Literal["rewrite", "refuse"] = "rewrite"
     refusal: str = REFUSAL
     draft: str | int = "stream"
@@ -203,6 +207,8 @@ class Connection:
             raise UsageError(f"max_retries is {self.max_retries}", hint="give 0 or more")
         if self.top_logprobs is not None and self.top_logprobs < 1:
             raise UsageError(f"top_logprobs is {self.top_logprobs}", hint="ask for at least 1; 20 is usual")
+        if self.alignment not in ("auto", "bridge", "bridge-exact", "path"):
+            raise UsageError(f"alignment is {self.alignment!r}", hint='choose "auto", "bridge", "bridge-exact" or "path"')
         if self.tail not in (None, "truncate", "complete"):
             raise UsageError(f"tail is {self.tail!r}", hint='choose "truncate" or "complete"')
         if self.on_touched not in ("rewrite", "refuse"):

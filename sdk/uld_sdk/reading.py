@@ -5,11 +5,12 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from uld_adapters.vocabulary.classify import Alignment
+from uld_adapters.logprobs import TopLogprobs
+from uld_adapters.vocabulary.alignment import Alignment
 from uld_sdk.batching import SmallWorker
 
 
@@ -19,6 +20,7 @@ class AlignedReading:
 
     inner: Any
     alignment: Alignment
+    quiet: ClassVar[bool] = False  # what it says of a prefix holds for the whole vocabulary
 
     @property
     def peak(self) -> float:
@@ -29,6 +31,9 @@ class AlignedReading:
     def gate(self) -> float | None:
         """c(x), None without a gate."""
         return None if self.inner.gate is None else float(self.inner.gate)
+
+    def bounds(self) -> None:
+        """The values are exact."""
 
     def excess(self) -> np.ndarray:
         """Log p_a(y|x) - log u(y), of a pair c (log p_o'(y|x) - log p_o(y|x)), in nats by the target's ids, shape (rows,)."""
@@ -80,6 +85,12 @@ class Reader:
         self._keep(await self.worker.read(self.track, self.alignment.plan(tokens)))
         self.seconds += time.perf_counter() - start
 
+    def told(self, position: int, reports: Sequence[TopLogprobs]) -> None:
+        """What the remote reported makes no difference: a reading tells of the whole vocabulary."""
+
+    async def informed(self, reading: AlignedReading, position: int, top: TopLogprobs, *, also: Sequence[int] = ()) -> None:
+        """What the remote reported makes no difference."""
+
     def next(self, position: int) -> AlignedReading:
         """The reading of the answer's position `position`, which must be the next that waits."""
         first = self.fed - len(self.ready) + 1
@@ -87,7 +98,7 @@ class Reader:
             raise RuntimeError(f"the small model's next reading is of position {first}, not {position}")
         return self.ready.popleft()
 
-    async def along(self, tokens: Sequence[int]) -> list[AlignedReading]:
+    async def along(self, tokens: Sequence[int], reports: Sequence[TopLogprobs]) -> list[AlignedReading]:
         """The readings at the prefix of each token of a given text, for a reader that has read nothing."""
         try:
             self.prime([])

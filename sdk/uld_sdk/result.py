@@ -43,9 +43,14 @@ class Report:
     assistant, by its folder, the positions that it moves. `retokenised` counts how often a
     server that takes text only was continued from another split of the same text, `neutral` the reported tokens that nobody
     could tell from others (half characters without their bytes): they are never chosen.
+
+    `alignment` says how the assistant's tokens were told in the remote's: identity, permutation, bridge, bridge-exact, or path
+    (approximate, with no bound). Under a bridge a position may be untouched as far as it was reported only: then the claim holds
+    but for a probability of at most `untouched_but_for` a position, the mass of the tokens that were not reported.
     """
 
     mode: str = "greedy"
+    alignment: str = "identity"
     top_logprobs: int | None = None
     requests: int = 0
     drafted: int = 0
@@ -55,6 +60,7 @@ class Report:
     changed: int = 0
     exact: int = 0
     largest_bound: float = 0.0
+    untouched_but_for: float = 0.0
     completed: int = 0
     touched_by: dict[str, int] = field(default_factory=dict)
     retokenised: int = 0

@@ -8,6 +8,7 @@ import numpy as np
 from uld_adapters.logprobs import Score, TopLogprobs
 from uld_offset_models.several import JointRule
 from uld_offset_models.shift import Ensemble, Rule, completed_ensemble, ensemble
+from uld_sdk.certainty import score_bounds
 from uld_sdk.result import ScoreResult
 from uld_sdk.verify import is_touched
 
@@ -30,6 +31,9 @@ def score_continuation(score: Score, readings: Sequence[Any], rule: Rule | Joint
             q = ensemble(top, shift, ratio)
             low, high = _bounds(token, float(value), top, q, shift, ratio)
             estimate = high
+            if (ends := rule.bounds(reading)) is not None:
+                low, high = score_bounds(token, float(value), top, ends, ratio)
+                estimate = min(max(estimate, low), high)
             if q.tail and (frozen := rule.frozen(reading)) is not None:
                 whole = completed_ensemble(top, frozen, shift, ratio)
                 inside = np.flatnonzero(whole.ids == token)

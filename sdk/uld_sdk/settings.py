@@ -24,3 +24,4 @@ class Settings:
     max_retries: int = 4
     trace: bool = False
     assistants: tuple[str, ...] = ("assistant",)  # as the rule has them
+    alignment: str = "identity"

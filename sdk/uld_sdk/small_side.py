@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from uld_adapters.errors import UsageError
-from uld_adapters.vocabulary.classify import Alignment
+from uld_adapters.vocabulary.alignment import Alignment
 from uld_offset_models.several import JointRule
 from uld_offset_models.shift import Rule
+from uld_sdk.aligning import Aligned
 from uld_sdk.batching import SmallWorker
+from uld_sdk.bridge_reader import BridgeReader
+from uld_sdk.bridge_reading import Bridging
 from uld_sdk.joint_reader import JointReader
 from uld_sdk.prompts import Prompt, check_room, render_as_trained
 from uld_sdk.reading import Reader
@@ -70,15 +73,21 @@ class SmallSide:
     chosen: Chosen
     worker: SmallWorker
     begin: Callable[[], Any]
-    alignment: Alignment
+    mode: str
+    alignment: Alignment | Bridging
     tokenizer: Any
     context: int | None
 
-    def reader(self, prompt: Prompt, *, raw: bool, new: int) -> Reader:
+    def reader(self, prompt: Prompt, *, raw: bool, new: int) -> Reader | BridgeReader:
         """Reads along one answer of at most `new` tokens; raises `ContextExceeded` where prompt and answer do not fit."""
         ids = render_as_trained(self.tokenizer, prompt, raw=raw, chat_template=self.chosen.manifest.chat_template)
         check_room(len(ids), new, self.context, whose="the assistant's")
-        return Reader(self.worker, self.alignment, ids, self.begin())
+        if not isinstance(self.alignment, Bridging):
+            return Reader(self.worker, self.alignment, ids, self.begin())
+        start, begun = self.tokenizer.bos_token_id, None
+        if raw and start is not None and isinstance(prompt, str):  # the answer goes on in the middle of a text
+            ids, begun = [start], prompt.encode()
+        return BridgeReader(self.worker, self.alignment, self.chosen.rule, ids, self.begin(), begun=begun, context=self.context)
 
 
 @dataclass(frozen=True)
@@ -88,10 +97,11 @@ class SmallSides:
     sides: tuple[SmallSide, ...]
 
     @classmethod
-    def load(cls, chosen: Sequence[Chosen], align: Callable[[str], Alignment], *, device: str, before: Self | None = None) -> Self:
+    def load(cls, chosen: Sequence[Chosen], align: Callable[..., Aligned], *, device: str, before: Self | None = None) -> Self:
         """Load the artifacts and check them, those of one base and as many layers as one batch; what `before` has is not loaded again.
 
-        `align` gives the alignment to a tokenizer's fingerprint. Raises `ArtifactError`, and `UsageError` for a device that is not there.
+        `align` gives the alignment to the tokenizer in a folder, of this `fingerprint`. Raises `ArtifactError`, and `UsageError` for a
+        device that is not there.
         """
         groups: dict[tuple[str, int], list[Chosen]] = {}
         for each in chosen:
@@ -103,7 +113,12 @@ class SmallSides:
             found |= {side.chosen.manifest.sha256: side for side in (kept if same else _load_group(group, align, device))}
         return cls(tuple(found[each.manifest.sha256] for each in chosen))
 
-    def reader(self, prompt: Prompt, *, raw: bool, new: int) -> Reader | JointReader:
+    @property
+    def mode(self) -> str:
+        """How the assistants' tokens are told in the large model's; several modes in their order."""
+        return ", ".join(dict.fromkeys(side.mode for side in self.sides))
+
+    def reader(self, prompt: Prompt, *, raw: bool, new: int) -> Reader | BridgeReader | JointReader:
         """Reads along one answer of at most `new` tokens, in the terms of `rule_of` them; raises `ContextExceeded`."""
         readers = tuple(side.reader(prompt, raw=raw, new=new) for side in self.sides)
         return readers[0] if len(readers) == 1 else JointReader(readers)
@@ -114,17 +129,19 @@ class SmallSides:
         return list({id(side.worker): side.worker for side in self.sides}.values())
 
 
-def _load_group(group: Sequence[Chosen], align: Callable[[str], Alignment], device: str) -> list[SmallSide]:
+def _load_group(group: Sequence[Chosen], align: Callable[..., Aligned], device: str) -> list[SmallSide]:
     from uld_adapters.device import usable_device
     from uld_offset_models.batch_reading import GroupScorer
     from uld_offset_models.loading import load_together
+    from uld_offset_models.tree_scorer import TreeScorer
 
-    alignments = [align(each.manifest.tokenizer_sha256) for each in group]
+    aligned = align(group[0].folder, fingerprint=group[0].manifest.tokenizer_sha256)
     base = next((each.base for each in group if each.base is not None), None)
     artifacts = load_together([each.folder for each in group], base=base, device=str(usable_device(device)))
-    scorer = GroupScorer([artifact.scorer(threshold=each.rule.margin) for artifact, each in zip(artifacts, group, strict=True)])
+    members = [artifact.scorer(threshold=each.rule.margin) for artifact, each in zip(artifacts, group, strict=True)]
+    scorer: Any = TreeScorer(members) if isinstance(aligned.alignment, Bridging) else GroupScorer(members)
     worker = SmallWorker(scorer)
     return [
-        SmallSide(each, worker, partial(scorer.track, at), alignment, artifact.tokenizer, artifact.context)
-        for at, (each, alignment, artifact) in enumerate(zip(group, alignments, artifacts, strict=True))
+        SmallSide(each, worker, partial(scorer.track, at), aligned.mode, aligned.alignment, artifact.tokenizer, artifact.context)
+        for at, (each, artifact) in enumerate(zip(group, artifacts, strict=True))
     ]

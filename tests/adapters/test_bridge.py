@@ -1,13 +1,19 @@
 """The bridge against an oracle that sums over all texts."""
 
 import itertools
+import random
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from real_tokenizers import real
 from toy_texts import Asked, TextModel, expanded, share, toy_vocabulary, walk
+from uld_adapters.vocabulary.bpe import Bpe
 from uld_adapters.vocabulary.bridge import Bridge
+from uld_adapters.vocabulary.control import Role
+from uld_adapters.vocabulary.shares import change, excess
 from uld_adapters.vocabulary.tokens import Vocabulary
 
 LENGTH = 7
@@ -54,3 +60,155 @@ def test_words_with_spaces(seed: int, data: st.DataObject) -> None:
     small = toy_vocabulary(seed + 1, alphabet=b"ab ", size=9, pattern=data.draw(st.sampled_from(patterns)))
     text = data.draw(st.binary(max_size=3).map(lambda b: bytes(b"ab "[c % 3] for c in b)))
     checked(remote, small, random_texts(seed, b"ab ", 5), remote.encode(text))
+
+
+@given(seed=st.integers(0, 100_000), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_one_vocabulary_on_both_sides_is_the_identity(seed: int, data: st.DataObject) -> None:
+    vocabulary = toy_vocabulary(seed, size=8)
+    texts = random_texts(seed)
+    text = data.draw(st.binary(max_size=4).map(lambda b: bytes(b"ab"[c % 2] for c in b)))
+    bridge, model = Bridge(vocabulary, vocabulary), TextModel(vocabulary, texts)
+    prefix = vocabulary.encode(text)
+    settled, place = walk(bridge, prefix)
+    readings = expanded(bridge, place, list(range(vocabulary.rows)), Asked([model], settled), rounds=30)
+    if model.mass.get(tuple(prefix), 0.0) > 0:
+        np.testing.assert_allclose(readings[-1].now[0], model.row(tuple(prefix)), atol=1e-9)
+
+
+@given(seed=st.integers(0, 100_000))
+@settings(max_examples=60, deadline=None)
+def test_names_of_tokens_change_nothing(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    remote, small = toy_vocabulary(seed, size=7), toy_vocabulary(seed + 1, size=8)
+    texts = random_texts(seed)
+    found = []
+    for permuted in (False, True):
+        sides = []
+        for vocabulary in (remote, small):
+            order = rng.permutation(vocabulary.rows) if permuted else np.arange(vocabulary.rows)
+            tokens = [b""] * vocabulary.rows
+            for token, place in enumerate(order):
+                tokens[place] = vocabulary.tokens[token]
+            ranks = [int(order[token]) for token in _ranks(vocabulary)]
+            ends = {int(order[token]): role for token, role in vocabulary.roles.items()}
+            sides.append((Vocabulary.from_bytes(tokens, control=ends, order=ranks), order))
+        (first, names), (second, _) = sides
+        bridge = Bridge(first, second)
+        settled, place = walk(bridge, first.encode(b"ab"))
+        asked = Asked([TextModel(second, texts)], settled)
+        reading = expanded(bridge, place, [int(names[token]) for token in range(remote.rows)], asked, rounds=2)[-1]
+        found.append((reading.now[0], reading.lower[0], reading.upper[0]))
+    for plain, other in zip(*found, strict=True):
+        np.testing.assert_allclose(plain, other, atol=1e-12)
+
+
+def _ranks(vocabulary: Vocabulary) -> list[int]:
+    assert vocabulary.spelling is not None
+    speller = vocabulary.spelling.speller
+    assert isinstance(speller, Bpe)
+    text = [token for token in range(vocabulary.rows) if token not in vocabulary.control]
+    return sorted(text, key=lambda token: (speller.rank[token], token))
+
+
+@given(seed=st.integers(0, 100_000), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_uniform_assistant_and_a_pair_that_learned_nothing_shift_nothing(seed: int, data: st.DataObject) -> None:
+    remote, small = toy_vocabulary(seed, size=7), toy_vocabulary(seed + 1, size=8)
+    text = data.draw(st.binary(max_size=4).map(lambda b: bytes(b"ab"[c % 2] for c in b)))
+    bridge = Bridge(remote, small)
+    settled, place = walk(bridge, remote.encode(text))
+    candidates = list(range(remote.rows))
+    ahead = data.draw(st.lists(st.sampled_from(candidates), max_size=3))
+    uniform = np.full((1, small.rows), 1 / small.rows)
+    rows = {path: uniform for path in bridge.cover(place)}
+    rows |= {path: uniform for path in bridge.nodes(place, candidates, rows, ahead=ahead)}
+    np.testing.assert_allclose(excess(bridge.read(place, candidates, rows))[0], 0.0, atol=1e-9)
+    same = Asked([TextModel(small, random_texts(seed))] * 2, settled)
+    same.add(bridge.cover(place))
+    same.add(bridge.nodes(place, candidates, same.rows, ahead=ahead))
+    np.testing.assert_allclose(change(bridge.read(place, candidates, same.rows), 0.5)[0], 0.0, atol=1e-9)
+
+
+PAIRS = [
+    ("llama3", "qwen"),
+    ("o200k", "qwen"),
+    ("llama3", "gpt2"),
+    ("gpt2", "llama3"),
+    ("mistral1", "llama3"),
+    ("tekken", "llama3"),
+    ("qwen", "smollm2"),
+]
+NASTY = [
+    "it's they'll WE'RE don't",
+    "x = 1234567 + 89 12345678901234",
+    "a  b   c    d     \t\t\n  x",
+    "one\r\ntwo\r\n\r\n three\n\n\n",
+    "👩‍👩‍👧‍👦🏳️‍🌈😀 smile ☃",
+    "漢字とかな交じり文。한국어 텍스트",
+    "café cafe\u0301 ñ n\u0303 A\u030a",
+    "<|im_end|> <s> [INST] </s><|eot_id|>",
+    "def f(x):\n\tif x  >  10:\n        return {'a': [1, 22]}",
+    "fooBarBaz HTTPServer ÉCOLE naïve",
+    "———“quoted” … ½ １２３ \u00a0 \u2028 end",
+]
+ENDINGS = ["", " ", "a", "s", " the", "\n", "ing", "1", "'s", ".", "  ", "e\u0301", "漢", " x = 2", "\r\n", "lighthouse keeper"]
+
+
+def real_pair(remote: str, small: str) -> Bridge:
+    first, second = real(remote), real(small)
+    if first is None or second is None:
+        pytest.skip("the packages with these tokenizers are not installed")
+    if (remote, small) not in _made:
+        _made[remote, small] = Bridge(first, second)
+    return _made[remote, small]
+
+
+_made: dict[tuple[str, str], Bridge] = {}
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_real_tokenizers_cut_at_every_byte(first: str, second: str) -> None:
+    """Of texts that are hard to split, every prefix in bytes: the bounds hold, and full expansion is exact."""
+    bridge = real_pair(first, second)
+    remote, small = bridge.remote.vocabulary, bridge.small.vocabulary
+    end = next(mine for mine, theirs in bridge.control.items() if small.roles[theirs] is Role.END_OF_TEXT)
+    rng = random.Random(5)
+    for text in NASTY:
+        data = text.encode()
+        for cut in range(0, len(data) + 1):
+            texts = {}
+            for _ in range(12):
+                kept = data[cut : cut + rng.choice([0, 1, 2, 3, 4, 6, 8, 12, 40])]
+                try:
+                    whole = (data[:cut] + kept).decode()
+                except UnicodeDecodeError:
+                    whole = text
+                texts[(whole + rng.choice(ENDINGS) + rng.choice(ENDINGS)).encode()] = rng.random() ** 3
+            oracle = share(remote, texts, data[:cut])
+            if not oracle:
+                continue
+            start = b"" if remote.spelling is None else remote.spelling.start
+            settled, place = walk(bridge, remote.encode(start + data[:cut]) if cut else [])
+            candidates = [end if token is None else token for token in oracle]
+            truth = np.array(list(oracle.values()))
+            readings = expanded(bridge, place, candidates, Asked([TextModel(small, texts)], settled), rounds=40)
+            for reading in readings:
+                assert (reading.lower[0] <= truth + 1e-9).all(), data[:cut]
+                assert (truth <= reading.upper[0] + 1e-9).all(), data[:cut]
+            np.testing.assert_allclose(readings[-1].now[0], truth, atol=1e-9)
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_a_uniform_assistant_changes_nothing_on_real_tokenizers(first: str, second: str) -> None:
+    bridge = real_pair(first, second)
+    uniform = np.full((1, bridge.rows), 1 / bridge.rows)
+    rng = np.random.default_rng(1)
+    for text in NASTY:
+        ids = bridge.remote.vocabulary.encode(text)
+        for at in range(0, len(ids), 3):
+            _, place = walk(bridge, ids[:at])
+            candidates = [ids[at], *rng.integers(0, bridge.remote.vocabulary.rows, 19).tolist()]
+            rows = {path: uniform for path in bridge.cover(place)}
+            rows |= {path: uniform for path in bridge.nodes(place, candidates, rows, ahead=candidates[:2])}
+            np.testing.assert_allclose(excess(bridge.read(place, candidates, rows))[0], 0.0, atol=1e-6)

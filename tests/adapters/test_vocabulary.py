@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
+from rank_files import rank_file, ranks_of
 from real_tokenizers import NAMES, real
 from uld_adapters.errors import TokenizerMismatch, UsageError
 from uld_adapters.vocabulary.control import Role, matched
@@ -19,19 +20,6 @@ from uld_adapters.vocabulary.words import readable
 POOL = [*"abcdeTHE 'sreXY0123456789.,;:!?()[]{}/\\\n\r\t\"-_=", "  ", "    ", "\r\n", "é", "e\u0301", "漢", "字", "😀", "👩‍👩‍👧", "🏳️‍🌈"]
 POOL += ["Ω", "ж", "ع", "한", "'ll", "n't", " the", " and", "ing", "１", "\u00a0", "\u2028", "—", "<s>", "</s>", "<|user|>"]
 TEXTS = st.lists(st.sampled_from(POOL), max_size=30).map("".join)
-
-
-def ranks_of(words: list[bytes]) -> list[bytes]:
-    """Ranks of a small tiktoken-like encoding: all bytes, then what is needed to build the words."""
-    tokens = [bytes([byte]) for byte in range(256)]
-    for word in words:
-        tokens += [word[:end] for end in range(2, len(word) + 1) if word[:end] not in tokens]
-    return tokens
-
-
-def rank_file(path: Path, tokens: list[bytes]) -> Path:
-    path.write_text("".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens)), encoding="utf-8")
-    return path
 
 
 @pytest.fixture(scope="module")

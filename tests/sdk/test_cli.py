@@ -41,7 +41,7 @@ def tgi(tgi_server: Any, tiny_artifact: Path) -> list[object]:
 def test_help_lists_every_command(run: Run) -> None:
     page = run("--help")
     assert page.exit_code == 0
-    for name in ("augment", "cache", "train", "calibrate", "generate", "chat", "inspect", "emulate", "demo"):
+    for name in ("augment", "cache", "train", "calibrate", "generate", "chat", "inspect", "align", "emulate", "demo"):
         assert f" {name} " in page.stdout
 
 

@@ -209,8 +209,8 @@ def test_an_assistant_for_another_tokenizer(tiny_artifact: Path, tmp_path: Path)
         options: dict[str, Any] = {"backend": "vllm", "base_url": server.url, "assistant": str(tiny_artifact)}
         with UnlearnedClient(**options) as made, pytest.raises(TokenizerMismatch, match="split"):
             made.generate(PROMPT)
-        with UnlearnedClient(**options, tokenizer=str(other)) as made, pytest.raises(TokenizerMismatch, match="another tokenizer"):
-            made.generate(PROMPT)
+        with UnlearnedClient(**options, tokenizer=str(other)) as made:
+            assert made.generate(PROMPT, max_new_tokens=4).report.alignment == "bridge"
 
 
 def test_a_folder_that_holds_no_artifact(vllm_server: Any, tmp_path: Path) -> None:

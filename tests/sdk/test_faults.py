@@ -16,7 +16,7 @@ from uld_adapters.emulator import build_app
 from uld_adapters.emulator.engine import Engine
 from uld_adapters.errors import BackendError, UldError
 from uld_adapters.registry import create_backend
-from uld_adapters.vocabulary.classify import Identity
+from uld_adapters.vocabulary.alignment import Identity
 from uld_adapters.vocabulary.tokens import end_token_ids, load_tokenizer
 from uld_offset_models.scorer import Scorer, Track
 from uld_sdk.batching import SmallWorker

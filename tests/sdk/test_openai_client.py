@@ -21,7 +21,7 @@ from uld_adapters.emulator import EmulatorServer, build_app
 from uld_adapters.emulator.engine import Engine
 from uld_adapters.errors import ContinuationUnavailable, StreamInterrupted, TokenizerMismatch, UsageError
 from uld_adapters.logprobs import Draft, FinishReason, TopLogprobs
-from uld_adapters.vocabulary.classify import Identity
+from uld_adapters.vocabulary.alignment import Identity
 from uld_adapters.vocabulary.plain_tokenizer import PlainTokenizer, open_tokenizer
 from uld_adapters.vocabulary.tokens import CORPUS, Vocabulary, load_tokenizer, tokenizer_fingerprint
 from uld_offset_models.scorer import Track

@@ -13,7 +13,7 @@ from scipy.stats import chisquare
 from toy import END, ROWS, Remote, Track, Worker, table
 from uld_adapters import http
 from uld_adapters.errors import RequestRejected, ServerBusy
-from uld_adapters.vocabulary.classify import Identity
+from uld_adapters.vocabulary.alignment import Identity
 from uld_offset_models.shift import Rule, uld_shift
 from uld_sdk.generation import Answer
 from uld_sdk.reading import Reader

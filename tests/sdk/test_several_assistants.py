@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from pairs import Whole, save_pair
 from reference import Reference
-from tiny import tiny_model
+from tiny import lowering, tiny_model
 from tiny_rows import FORGET, RETAIN, write_rows
 from uld_adapters.errors import ArtifactCorrupt, ArtifactMismatch, TokenizerMismatch, UsageError
 from uld_adapters.vocabulary.tokens import end_token_ids
@@ -321,7 +321,7 @@ def test_without_any_the_plain_model_answers(tiny_target: Path, trained: Trained
 def test_a_failed_addition_changes_nothing(trained: Trained, vllm_server: Any, tmp_path: Path) -> None:
     from uld_sdk.training import train
 
-    base = tiny_model(tmp_path / "longer", vocab_size=420)
+    base = lowering(tiny_model(tmp_path / "longer", vocab_size=420))
     foreign = train(base=str(base), forget=FORGET, retain=RETAIN, output=tmp_path / "foreign", steps=1, device="cpu", progress=False).path
     broken = Path(shutil.copytree(trained.second, tmp_path / "broken"))
     (broken / "adapter_model.safetensors").write_bytes(b"no")
@@ -329,7 +329,7 @@ def test_a_failed_addition_changes_nothing(trained: Trained, vllm_server: Any, t
     seal(copy, read_manifest(copy).model_copy(update={"alpha": 0.5}))
     with open_client(vllm_server, trained.first) as client:
         before = client.generate(PROMPTS[0], max_new_tokens=LENGTH).token_ids
-        with pytest.raises(TokenizerMismatch):
+        with pytest.raises(TokenizerMismatch, match="changes every text"):
             client.add_assistant(foreign)
         with pytest.raises(ArtifactCorrupt, match=r"adapter_model\.safetensors differs"):
             client.add_assistant(broken)

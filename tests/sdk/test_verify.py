@@ -27,6 +27,9 @@ class Thought:
         self._excess = logits - np.logaddexp.reduce(logits) + math.log(len(logits))
         self.peak = float(self._excess.max())
 
+    def bounds(self) -> None:
+        return None
+
     def excess(self) -> np.ndarray:
         return self._excess
 

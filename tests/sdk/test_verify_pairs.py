@@ -29,6 +29,9 @@ class Pair:
         self._change = (1.0 if gate is None else gate) * (normalised(tuned) - self._frozen)
         self.peak = float(np.abs(self._change).max())
 
+    def bounds(self) -> None:
+        return None
+
     def excess(self) -> np.ndarray:
         return self._change
 

@@ -29,7 +29,7 @@ class Bpe:
     `atoms` are the ids that bytes or characters start as. Each token keeps the one merge by which its own bytes become it.
     Two tokens are neighbours in some spelling only if the pair re-encodes to itself, which is read off the merges that reach
     across: with P the rank at which a part is merged away, an r that ends the left token and an l that begins the right one
-    join when a merge (r, l) has rank m < P(r), m <= P(l).
+    join when a merge (r, l) has rank m < P(r), m <= P(l). `unspelled` are the bytes that have no id of their own.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Bpe:
             if self.left[joined] == ATOM and joined not in symbols and self._apart(left, right, NEVER):
                 self.rank[joined], self.left[joined], self.right[joined] = rank, left, right
                 self._pairs[left * size + right] = joined
+        self.unspelled = bytes(byte for byte in range(256) if bytes([byte]) not in self.atoms)
         self.reachable = frozenset(symbols | {joined for joined in self._pairs.values()})
         self._tables()
 
@@ -119,7 +120,7 @@ class Bpe:
         return tuple(ids)
 
     def _symbols(self, word: bytes) -> list[int]:
-        """Single symbols: characters that are atoms, else bytes."""
+        """Single symbols: characters that are atoms, else bytes; bytes without a token are left out, as the tokenizers do."""
         atoms, ids, at = self.atoms, [], 0
         while at < len(word):
             for width in (4, 3, 2, 1):
@@ -129,5 +130,5 @@ class Bpe:
                     at += width
                     break
             else:
-                raise KeyError(word[at : at + 1])
+                at += 1
         return ids

@@ -3,19 +3,21 @@
     s(c) = P(the remote's spelling has a token beginning at the end of the prefix, and it is c) / P(it has one beginning there)
 
 over the texts that the small model may write after the prefix. With one vocabulary on both sides it is the ordinary probability
-of c. Pure: the small model is a function from paths of its tokens to rows of log-probabilities.
+of c. Pure: the small model is a function from paths of its tokens to rows of probabilities.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from uld_adapters.vocabulary.control import matched
 from uld_adapters.vocabulary.cover import Covers
 from uld_adapters.vocabulary.outcome import Outcomes
-from uld_adapters.vocabulary.tally import Event, Tally, Weigher
+from uld_adapters.vocabulary.shares import Shares
+from uld_adapters.vocabulary.tally import LEAST, Event, Tally, Weigher
+from uld_adapters.vocabulary.template import Template, Templates
 from uld_adapters.vocabulary.tokens import Vocabulary
 
 Path = tuple[int, ...]
@@ -34,24 +36,6 @@ class Place:
     pending: bytes = b""
 
 
-@dataclass(frozen=True)
-class Shares:
-    """S(c) of each candidate under each model, the uniform one last, shapes (models, candidates).
-
-    `lower` and `upper` hold whatever text follows; `now` gives each text to the token that the remote's tokenizer sees if the text
-    ends there. `slack` is the mass that may yet be c's. `held` is the share of the text of c that stays c's, nan where the small
-    model was not asked what follows c. Neutral candidates have no counterpart, and no shift.
-    """
-
-    now: Float[np.ndarray, "models candidates"]
-    lower: Float[np.ndarray, "models candidates"]
-    upper: Float[np.ndarray, "models candidates"]
-    slack: Float[np.ndarray, "models candidates"]
-    held: Float[np.ndarray, "models candidates"]
-    neutral: Bool[np.ndarray, " candidates"]
-    open: tuple[tuple[float, Path], ...]
-
-
 class Bridge:
     """Two vocabularies, and what one's tokens weigh under models of the other.
 
@@ -63,14 +47,20 @@ class Bridge:
         self.outcomes = Outcomes(self.remote, self.small.index)
         self.control = matched(remote.roles, small.roles, remote.tokens, small.tokens)
         self.rows = small.rows
+        self.templates = Templates(self.outcomes, self.small, self.rows)
         counterparts = set(self.control.values())
         self.void = np.array([i for i in sorted(small.control) if i not in counterparts], dtype=np.int64)
-        self._texts = {data: token for token in small.atomic for data in [small.tokens[token]]}
 
     def start(self) -> Place:
         """The place at the start of a text."""
         ours, theirs = self.small.spelling.start, self.remote.spelling.start
         return Place(ours, theirs, theirs) if ours != theirs else Place(ours, theirs)
+
+    def begin(self, text: bytes) -> tuple[Path, Place]:
+        """The place after a text that is known, such as a prompt without a template."""
+        place = self.start()
+        certain, tail = self.small.advance(place.tail + self.small.written(text))
+        return certain, Place(tail, self.remote.advance(place.remote_tail + self.remote.written(text))[1])
 
     def step(self, place: Place, token: int) -> tuple[Path, Place]:
         """Go on by one of the remote's tokens: the small model's tokens that are certain by now, and the new place."""
@@ -84,61 +74,104 @@ class Bridge:
 
     def _ours(self, place: Place, data: bytes) -> bytes:
         """A token's bytes as the small model's text has them."""
-        return data[len(place.pending) :] if place.pending and data.startswith(place.pending) else data
+        return self.small.written(data[len(place.pending) :] if place.pending and data.startswith(place.pending) else data)
 
     def _theirs(self, place: Place) -> bytes:
         return b"" if place.pending else place.remote_tail
 
-    def cover(self, place: Place) -> list[Path]:
+    def ends(self, place: Place) -> list[Path]:
         """The paths at which the small model may stand when the prefix ends."""
         return [*self.small.paths(place.tail), *(overhang.path for overhang in self.small.overhangs(place.tail))]
 
-    def nodes(self, place: Place, candidates: Sequence[int], *, ahead: Iterable[int] = ()) -> set[Path]:
-        """All paths whose rows `read` needs; with `ahead` also those after these candidates."""
-        found = {path[:size] for path in self.cover(place) for size in range(len(path) + 1)}
-        for token in candidates:
+    def cover(self, place: Place) -> list[Path]:
+        """These paths, and those that lead there."""
+        return beginnings(self.ends(place))
+
+    def nodes(self, place: Place, candidates: Sequence[int], rows: Rows, *, ahead: Iterable[int] = (), least: float = LEAST) -> set[Path]:
+        """The paths below those of `cover` whose rows `read` needs; with `ahead` also those after these candidates.
+
+        Spellings that go another way than the candidate's own are left out where the rows say that they weigh less than `least`.
+        """
+        found: set[Path] = set()
+        weigher = self._weigher(place, rows, least)
+        _, singly = self._weighed(weigher, place, candidates)
+        for at in singly:
+            token = candidates[at]
             if token not in self.remote.vocabulary.control:
                 exact, overhangs = self.small.onward(place.tail, self._ours(place, self.remote.tokens[token]))
                 found.update(path[:size] for path in exact for size in range(len(path)))
-                found.update(o.path[:size] for o in overhangs for size in range(len(o.path) + 1))
+                astray = (o.path for o in overhangs if o.path not in rows)
+                found.update(path[:size] for path in astray if weigher.heavy(path) for size in range(len(path) + 1))
         for token in ahead:
             if token not in self.remote.vocabulary.control:
                 found.update(self.small.onward(place.tail, self._ours(place, self.remote.tokens[token]))[0])
-        return found
+        return {path for path in found if path not in rows}
 
-    def read(self, place: Place, candidates: Sequence[int], rows: Rows) -> Shares:
-        """S(c) of the candidates from the rows of `nodes`; rows of further paths make the bounds narrower."""
-        weigher = Weigher(self.outcomes, self.small, rows, self.rows)
+    def _weigher(self, place: Place, rows: Rows, least: float) -> Weigher:
+        weigher = Weigher(self.outcomes, self.small, rows, self.rows, least=least)
+        weigher.given(self.small.paths(place.tail), self.small.overhangs(place.tail))
+        return weigher
+
+    def _weighed(self, weigher: Weigher, place: Place, candidates: Sequence[int]) -> tuple[dict[int, Tally], list[int]]:
+        """The tallies of the candidates that can be weighed all at once, and which must be looked at one by one."""
+        paths = self.small.paths(place.tail)
+        found: list[tuple[int, Template]] = []
+        if weigher.least >= LEAST and len(paths) == 1 and not place.pending:
+            for at, token in enumerate(candidates):
+                template = None if token in self.remote.vocabulary.control else self.templates.of(token)
+                if template is not None and (*paths[0], template.exact) not in weigher.rows and self._sealed(place, token):
+                    found.append((at, template))
+        tallies = self.templates.weigh(weigher, paths[0], [template for _, template in found]) if found else []
+        done = {at: tally for (at, _), tally in zip(found, tallies, strict=True) if tally is not None}
+        return done, [at for at in range(len(candidates)) if at not in done]
+
+    def _sealed(self, place: Place, token: int) -> bool:
+        data = self.remote.tokens[token]
+        ours = not place.tail or self.small.sealed(place.tail, data)
+        return ours and (not place.remote_tail or self.remote.sealed(place.remote_tail, data))
+
+    def read(self, place: Place, candidates: Sequence[int], rows: Rows, *, least: float = LEAST) -> Shares:
+        """S(c) of the candidates from the rows of `cover` and `nodes`; rows of further paths make the bounds narrower."""
+        weigher = self._weigher(place, rows, least)
         models = weigher.models
-        place_tally = self._boundary(weigher, place)
-        columns = [self._candidate(weigher, place, token) for token in candidates]
+        place_tally, standing = self._boundary(weigher, place)
+        done, _ = self._weighed(weigher, place, candidates)
+        columns = [done.get(at) or self._candidate(weigher, place, token) for at, token in enumerate(candidates)]
         lower, now, upper, held = (np.empty((models, len(columns))) for _ in range(4))
         for at, tally in enumerate(columns):
             lower[:, at], now[:, at], upper[:, at] = tally.yes, tally.yes + tally.now, tally.yes + tally.now + tally.may
             held[:, at] = tally.held
-        least, likely = place_tally.yes[:, None], (place_tally.yes + place_tally.now)[:, None]
+        sure, likely = place_tally.yes[:, None], (place_tally.yes + place_tally.now)[:, None]
         most = likely + place_tally.may[:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
-            shares = [np.nan_to_num(part) for part in (now / np.maximum(likely, now), lower / most, upper / np.maximum(least, upper))]
+            shares = [np.nan_to_num(part) for part in (now / np.maximum(likely, now), lower / most, upper / np.maximum(sure, upper))]
             slack = np.nan_to_num((upper - now) / np.maximum(likely, now))
         neutral = np.array([self._neutral(token) for token in candidates], dtype=bool)
         leaves = sorted((leaf for tally in [place_tally, *columns] for leaf in tally.leaves), reverse=True)
-        return Shares(shares[0], shares[1], shares[2], slack, held, neutral, tuple(leaves))
+        return Shares(shares[0], shares[1], shares[2], slack, held, neutral, tuple(leaves), tuple(standing))
 
     def _neutral(self, token: int) -> bool:
         if token in self.remote.vocabulary.control:
             return token not in self.control
-        return not self.remote.tokens[token]
+        data = self.remote.tokens[token]
+        return not data or self.small.written(data) != data
 
-    def _boundary(self, weigher: Weigher, place: Place) -> Tally:
-        """The mass of texts in which a token of the remote begins at the end of the prefix."""
+    def _boundary(self, weigher: Weigher, place: Place) -> tuple[Tally, list[tuple[Path, Float[np.ndarray, " models"]]]]:
+        """The mass of texts in which a token of the remote begins at the end of the prefix, and where the models stand then."""
         event = Event(self._theirs(place), place.pending, None)
         tally = Tally(weigher.models)
+        standing: list[tuple[Path, Float[np.ndarray, " models"]]] = []
+
+        def stands(path: Path) -> None:
+            standing.append((path, tally.yes + tally.now - sum((weight for _, weight in standing), start=np.zeros(weigher.models))))
+
         for path in self.small.paths(place.tail):
             weigher.node(event, path, b"", tally, without=self.void)
+            stands(path)
         for overhang in self.small.overhangs(place.tail):
             weigher.tokens(event, overhang.path, overhang.ids, len(place.tail) - overhang.at, b"", tally)
-        return tally
+            stands(overhang.path)
+        return tally, standing
 
     def _candidate(self, weigher: Weigher, place: Place, token: int) -> Tally:
         """The mass of texts that the remote's tokenizer goes on with `token`."""
@@ -146,7 +179,7 @@ class Bridge:
         if token in self.remote.vocabulary.control:
             if token in self.control:
                 path = self.small.path(place.tail)
-                tally.yes += weigher.weight(path) * weigher.chance(path, np.array([self.control[token]]))[:, 0]
+                tally.yes += weigher.weight((*path, self.control[token]))
             return tally
         data = self._ours(place, self.remote.tokens[token])
         pending = place.pending if self.remote.tokens[token].startswith(place.pending) else b""
@@ -160,3 +193,8 @@ class Bridge:
         for overhang in overhangs:
             weigher.tokens(event, overhang.path, overhang.ids, len(place.tail) + len(data) - overhang.at, data, tally)
         return tally
+
+
+def beginnings(paths: Iterable[Path]) -> list[Path]:
+    """The paths and all their beginnings, longer ones first."""
+    return list(dict.fromkeys(path[:size] for path in paths for size in range(len(path), -1, -1)))

@@ -1,42 +1,147 @@
-"""How the target's tokens and the small model's belong together."""
+"""How two vocabularies belong together: identity, permutation, or nothing but the bytes of their tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-import numpy as np
+from typing import Literal
 
 from uld_adapters.errors import TokenizerMismatch
+from uld_adapters.vocabulary.bpe import Bpe
+from uld_adapters.vocabulary.control import Role, matched
+from uld_adapters.vocabulary.tokens import CORPUS, Vocabulary
 
-
-class Alignment(Protocol):
-    """Which of the small model's tokens are to be read, and what its readings say about the target's tokens."""
-
-    def plan(self, tokens: Sequence[int]) -> list[int]:
-        """The small model's ids to read so that the target's ids can be judged."""
-
-    def read(self, excess: np.ndarray) -> np.ndarray:
-        """Log p_a - log u in nats by the target's ids, from the same by the small model's, shapes (rows,)."""
+Kind = Literal["identity", "permutation", "bridge", "path"]
+# Beside the corpus: what tokenizers are known to split differently.
+_NASTY = (
+    *CORPUS,
+    "1 12 123 1234 12345 123456 1234567 12345678 123456789 1234567890 12345678901 123456789012",
+    "I'm you're WE'VE they'll he'd it's O'Neill 'tis rock'n'roll",
+    "\t\tif (a == b)  {\r\n\t\t    return c;\r\n\t}\n\n\n    # end   \n",
+    "HTTPServer fooBarBaz snake_case __init__ ÉCOLE naïve Straße ﬁn ½ ² ① Ａ１",
+    "👍🏽👩‍🚀🇩🇪 e\u0301 o\u0308 \u1100\u1161 ก็ नमस्ते ﷽ \u200b\u00a0\u2028",
+    "<|im_start|>user\nHello<|im_end|> [INST]<<SYS>> </s><|eot_id|>",
+)
+_BEARABLE = frozenset({"NFC"})
 
 
 @dataclass(frozen=True)
-class Identity:
-    """Both sides have one tokenizer: ids are the same."""
+class Fit:
+    """How two vocabularies belong together.
 
-    def plan(self, tokens: Sequence[int]) -> list[int]:
-        """The ids themselves."""
-        return list(tokens)
+    `shared` is the share of the remote's text tokens that the small side has too, by bytes; `boundaries` the share of the ends of
+    the remote's tokens, on a text, at which a token of the small side ends too. `neutral` names what has no counterpart, and why.
+    """
 
-    def read(self, excess: np.ndarray) -> np.ndarray:
-        """The values themselves."""
-        return excess
+    kind: Kind
+    remote: str
+    small: str
+    shared: float
+    boundaries: float | None
+    neutral: tuple[tuple[str, str], ...]
+
+    @property
+    def sentence(self) -> str:
+        """What the kind means, in words."""
+        return {
+            "identity": "the same tokens under the same ids",
+            "permutation": "the same tokens under other ids: values are gathered",
+            "bridge": "other tokens: the small model's probabilities are summed over its own spellings",
+            "path": "it is not known how the remote splits text: one spelling a token, approximate",
+        }[self.kind]
 
 
-def classify(target: str, small: str) -> Alignment:
-    """The alignment of two tokenizers by their fingerprints; raises TokenizerMismatch when they differ."""
-    if target != small:
-        raise TokenizerMismatch(
-            f"the assistant was trained for another tokenizer ({small[:12]}) than the target's ({target[:12]})",
-            hint="train an assistant whose base shares the target's tokenizer",
-        )
-    return Identity()
+def classify(remote: Vocabulary, small: Vocabulary, *, text: str | None = None) -> Fit:
+    """Compare two vocabularies by bytes and by how they split a nasty corpus, and `text`.
+
+    Raises TokenizerMismatch where nothing can be compared: normalisers that change letters, no bytes, no end of an answer.
+    """
+    kind = _kind(remote, small)
+    if kind == "bridge":
+        _check(remote, small)
+    if kind in ("bridge", "path"):
+        _check_ends(remote, small)
+    ours = {data for token, data in enumerate(small.tokens) if token not in small.control}
+    theirs = [data for token, data in enumerate(remote.tokens) if token not in remote.control and data]
+    shared = sum(data in ours for data in theirs) / max(1, len(theirs))
+    boundaries = None if kind == "path" else aligned_share(remote, small, "\n".join(_NASTY) if text is None else text)
+    names = (remote.name or "the remote's tokenizer", small.name or "the small model's tokenizer")
+    return Fit(kind, *names, shared, boundaries, tuple(_neutral(remote, small, kind)))
+
+
+def _kind(remote: Vocabulary, small: Vocabulary) -> Kind:
+    if remote.fingerprint == small.fingerprint:
+        return "identity"
+    if remote.spelling is None or small.spelling is None:
+        return "path"
+    texts = [{data: token for token, data in enumerate(v.tokens) if token not in v.control and data} for v in (remote, small)]
+    if texts[0].keys() != texts[1].keys() or remote.normalisers != small.normalisers:
+        return "bridge"
+    if any(_pieces(remote, nasty) != _pieces(small, nasty) for nasty in _NASTY):
+        return "bridge"
+    same = all(small.tokens[token : token + 1] == (data,) for token, data in enumerate(remote.tokens) if token not in remote.control)
+    return "identity" if same else "permutation"
+
+
+def _pieces(vocabulary: Vocabulary, text: str) -> list[bytes]:
+    return [vocabulary.tokens[token] for token in vocabulary.encode(text)]
+
+
+def _check(remote: Vocabulary, small: Vocabulary) -> None:
+    for mine, other, whose in ((remote, small, "the remote's"), (small, remote, "the small model's")):
+        about = f"{whose} tokenizer {mine.name} beside {other.name}".replace("  ", " ")
+        if changes := [name for name in mine.normalisers if name not in _BEARABLE]:
+            raise TokenizerMismatch(
+                f"{about} changes every text before it splits it ({', '.join(changes)}): its tokens do not spell what was written",
+                hint="use a small model whose tokenizer keeps texts as they are (byte-level BPE, SentencePiece with identity)",
+            )
+        if missing := [byte for byte in _unspelled(mine) if byte not in _UNUSED]:
+            raise TokenizerMismatch(
+                f"{about} has no usable bytes: {len(missing)} bytes have no token, the first is 0x{missing[0]:02X}",
+                hint="use a model whose tokenizer has a token for each byte (byte-level BPE, or byte fallback)",
+            )
+
+
+# Control characters, planes without characters, and what is never part of UTF-8: texts do without.
+_UNUSED = frozenset({*range(0x20), 0x7F, 0xC0, 0xC1, 0xF1, 0xF2, *range(0xF5, 0x100)} - set(b"\t\n\r"))
+
+
+def _unspelled(vocabulary: Vocabulary) -> bytes:
+    return b"" if vocabulary.spelling is None else vocabulary.spelling.speller.unspelled
+
+
+def _check_ends(remote: Vocabulary, small: Vocabulary) -> None:
+    for mine, whose in ((remote, "the remote's"), (small, "the small model's")):
+        if not any(role is not Role.OTHER for role in mine.roles.values()):
+            raise TokenizerMismatch(
+                f"no token of {whose} tokenizer {mine.name or ''} ends an answer (beside {small.name if mine is remote else remote.name})",
+                hint="set eos_token in its tokenizer_config.json, or name it with control=",
+            )
+
+
+def aligned_share(remote: Vocabulary, small: Vocabulary, text: str) -> float:
+    """The share of the ends of the remote's tokens in a text at which one of the small side's tokens ends."""
+    ends, others = (_ends(_pieces(v, text)) for v in (remote, small))
+    return sum(end in others for end in ends) / max(1, len(ends))
+
+
+def _ends(pieces: Sequence[bytes]) -> dict[int, None]:
+    at = 0
+    found: dict[int, None] = {}
+    for piece in pieces:
+        at += len(piece)
+        found[at] = None
+    return found
+
+
+def _neutral(remote: Vocabulary, small: Vocabulary, kind: Kind) -> list[tuple[str, str]]:
+    control = matched(remote.roles, small.roles, remote.tokens, small.tokens)
+    named = ((token, remote.tokens[token].decode(errors="replace")) for token in sorted(remote.control))
+    found = [(name or f"id {token}", "a control token without a counterpart") for token, name in named if token not in control]
+    if kind == "bridge":
+        texts = ((token, data) for token, data in enumerate(remote.tokens) if token not in remote.control)
+        found += [(repr(data)[2:-1], "bytes that the small side cannot spell") for _, data in texts if set(data) & set(_unspelled(small))]
+    if kind in ("bridge", "path") and remote.spelling is not None and isinstance(remote.spelling.speller, Bpe):
+        speller = remote.spelling.speller
+        usable = speller.reachable | set(speller.whole.values())
+        never = [token for token in range(remote.rows) if token not in usable and token not in remote.control]
+        found += [(remote.tokens[token].decode(errors="replace"), "never written by its own tokenizer") for token in never]
+    return found

@@ -12,13 +12,15 @@ from uld_adapters.vocabulary.bpe import Bpe
 from uld_adapters.vocabulary.index import TokenIndex
 from uld_adapters.vocabulary.spelling import cuts
 from uld_adapters.vocabulary.tokens import Vocabulary
-from uld_adapters.vocabulary.words import ends_inside_character, whole
+from uld_adapters.vocabulary.words import completions, unfinished, whole
 
 T = TypeVar("T")
 Split = tuple[int, ...]  # where words begin and end
 # What may follow a text and move the cuts at its end: letters, spaces, breaks, digits, contractions, marks, other scripts.
 _PROBES = ("", "a", "S", " ", " a", "\n", "1", ".", "'", "'s", "e", "t", "\u0301", "漢", "😀")
-_AFTER, _SHORT = ("", "e", "1", " a"), 3  # what may move a cut that lies no more than three bytes back
+_BEYOND = ("", "a", " ", "1")
+_AFTER, _NEAR = ("", "s", "e", "1", " a"), 3  # what may move a cut that lies no more than three bytes back
+_WIDE = 16
 _KEPT = 100_000
 _LONG = 48  # bytes of a word without cuts, beyond which its certain tokens are let go
 
@@ -49,6 +51,7 @@ class Covers:
             )
         self.vocabulary, self.spelling = vocabulary, spelling
         self.tokens = vocabulary.tokens
+        self._unspelled = spelling.speller.unspelled
         speller = spelling.speller
         if isinstance(speller, Bpe):
             usable = speller.reachable | set(speller.whole.values())
@@ -60,6 +63,14 @@ class Covers:
         self._splits: dict[bytes, tuple[Split, ...]] = {}
         self._overhangs: dict[bytes, tuple[Overhang, ...]] = {}
         self._paths: dict[bytes, tuple[tuple[int, ...], ...]] = {}
+        self._sealed: dict[bytes, bool] = {}
+        self._onward: tuple[bytes, dict[bytes, tuple[list[tuple[int, ...]], list[Overhang]]]] = (b"", {})
+        self._fits: dict[bytes, Int[np.ndarray, " n"]] = {}
+        self._matrix = np.frombuffer(b"".join(t[:_WIDE].ljust(_WIDE, b"\0") for t in self.tokens), dtype=np.uint8).reshape(-1, _WIDE)
+
+    def written(self, data: bytes) -> bytes:
+        """What of a text its spelling has: bytes without a token are left out."""
+        return data.translate(None, self._unspelled) if self._unspelled else data
 
     def path(self, tail: bytes) -> tuple[int, ...]:
         """The spelling of a tail that ends with it."""
@@ -112,11 +123,24 @@ class Covers:
                 continue
             for split in dict.fromkeys(tuple(cut for cut in split if cut <= at) for split in splits):
                 path, word = self._spell(tail, split, at)
-                fit = ids[self.spelling.speller.after(word, ids)] if word else ids
+                fit = self._after(word, tail[at:], ids) if word else ids
                 if fit.size:
                     known = found.get((path, at))
                     found[path, at] = fit if known is None else np.union1d(known, fit)
         return [Overhang(path, at, ids) for (path, at), ids in found.items()]
+
+    def _after(self, word: tuple[int, ...], rest: bytes, ids: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """Which of the tokens beyond the bytes `rest` may follow within a word."""
+        if not isinstance(self.spelling.speller, Bpe):
+            return ids[self.spelling.speller.after(word, ids)]
+        key = word[-1].to_bytes(4, "big") + rest  # what stands before its last token does not matter
+        return remembered(self._fits, key, lambda: ids[self.spelling.speller.after(word, ids)])
+
+    def bytes_at(self, ids: Int[np.ndarray, " n"], at: int) -> set[int]:
+        """The bytes that tokens, all longer than `at`, have there."""
+        if at >= _WIDE:
+            return {self.tokens[i][at] for i in ids.tolist()}
+        return set(np.unique(self._matrix[ids, at]).tolist())
 
     def _certain(self, tail: bytes) -> int:
         """The last place before the end where a word begins whatever follows."""
@@ -130,18 +154,22 @@ class Covers:
         return remembered(self._splits, tail, lambda: self._probe(tail))
 
     def _probe(self, tail: bytes) -> tuple[Split, ...]:
-        size = len(tail)
-        found = []
-        for probe in _PROBES:
-            found.append(tuple(sorted(at for at in cuts(self.spelling.split(tail, probe)) if at <= size)))
-        if ends_inside_character(tail):  # what the character becomes decides whether a word begins with it
-            first = next(at for at in range(size - 1, -1, -1) if tail[at] & 0xC0 != 0x80)
-            before = [(tuple(at for at in split if at < first), first in split) for split in found]
-            found = [split for cut, ends in before for split in ((*cut, first), cut)[:: 1 if ends else -1]]
+        # What an unfinished character becomes decides how the words before it are cut, and whether one begins with it.
+        open_ = unfinished(tail)
+        known = tail[: len(tail) - open_]
+        probes = [char + more for char in completions(tail[-open_:]) for more in _BEYOND] if open_ else _PROBES
+        found = [tuple(sorted(at for at in cuts(self.spelling.split(known, probe)) if at <= len(known))) for probe in probes]
+        if open_ and known:  # patterns may name single characters, so that no sample of them tells whether one is cut off
+            found += [(*split, len(known)) if split[-1] < len(known) else split[:-1] for split in found]
         return tuple(dict.fromkeys(found))
 
     def onward(self, tail: bytes, data: bytes) -> tuple[list[tuple[int, ...]], list[Overhang]]:
         """The cover of a tail with more bytes after it: its paths, and its overhangs."""
+        if self._onward[0] != tail:
+            self._onward = (tail, {})  # a tail is asked for with all its candidates, and then no more
+        return remembered(self._onward[1], data, lambda: self._go_on(tail, data))
+
+    def _go_on(self, tail: bytes, data: bytes) -> tuple[list[tuple[int, ...]], list[Overhang]]:
         if not tail or not data or not self.sealed(tail, data):
             return list(self.paths(tail + data)), list(self.overhangs(tail + data))
         bases, size = self.paths(tail), len(tail)
@@ -151,15 +179,24 @@ class Covers:
     def sealed(self, tail: bytes, data: bytes) -> bool:
         """Whether a tail and the bytes that follow it are spelled apart, whatever comes after them."""
         if self.spelling.words is not whole:
-            size = len(tail)
-            probes = _AFTER if len(data) <= _SHORT or data[-1:].isdigit() else _AFTER[:1]
-            return all(size in cuts(self.spelling.split(tail + data, probe)) for probe in probes)
+            near = data[:_NEAR] if data[:_NEAR].isascii() else data
+            return remembered(self._sealed, tail + b"\xff" + near, lambda: self._cut_between(tail, near))
         for overhang in self.overhangs(tail):
             rest = tail[overhang.at :]
             for low, high in self.index.touching(rest + data):
                 if any(len(self.index.keys[i]) > len(rest) for i in (low, high - 1)):
                     return False
         return not self._alone
+
+    def _cut_between(self, tail: bytes, data: bytes) -> bool:
+        if unfinished(tail):
+            return False
+        open_ = unfinished(data)
+        known = tail + data[: len(data) - open_]
+        if data[:1] in b" \n" and data[1:2].isalpha() and data.isascii():  # a letter after a space: nothing moves the cut before both
+            return len(tail) in cuts(self.spelling.split(known))
+        probes = [char + more for char in completions(data[-open_:]) for more in _BEYOND] if open_ else _AFTER
+        return all(len(tail) in cuts(self.spelling.split(known, probe)) for probe in probes)
 
 
 def remembered(kept: dict[bytes, T], key: bytes, make: Callable[[], T]) -> T:

@@ -4,6 +4,7 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from uld_adapters.vocabulary.bpe import Bpe, implied_merges
 from uld_adapters.vocabulary.spelling import Spelling, Unigram, plain
 from uld_adapters.vocabulary.words import Words, by_pre_tokenizer, by_spaces
 
+_MARKER = re.compile(r"\[[A-Z0-9_/]+\]")  # control tokens in all but name, such as [REFERENCE_DOC_0]
 SPACE = "▁"  # how SentencePiece writes a space
 _GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CL100K = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -114,7 +116,7 @@ def sentencepiece_parts(path: Path) -> tuple[list[bytes], dict[str, int], Spelli
     fallback: dict[bytes, int] = {}
     for token, piece in enumerate(proto.pieces):
         data = piece.piece.replace(SPACE, " ").encode()
-        if piece.type in (kinds.CONTROL, kinds.UNKNOWN):
+        if piece.type in (kinds.CONTROL, kinds.UNKNOWN) or (piece.type == kinds.USER_DEFINED and _MARKER.fullmatch(piece.piece)):
             data = piece.piece.encode()
             control[piece.piece] = token
         elif piece.type == kinds.BYTE:

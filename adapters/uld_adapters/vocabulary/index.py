@@ -16,6 +16,8 @@ class TokenIndex:
         self.ids = np.array(order, dtype=np.int64)
         self.exact = {tokens[i]: i for i in reversed(order)}
         self.longest = max(map(len, self.keys), default=0)
+        firsts = np.fromiter((key[0] for key in self.keys), dtype=np.uint8, count=len(self.keys))
+        self._edges = np.searchsorted(firsts, np.arange(257))
 
     def span(self, prefix: bytes) -> tuple[int, int]:
         """Where in `ids` the tokens stand that begin with the prefix."""
@@ -31,6 +33,11 @@ class TokenIndex:
         while low < high and len(self.keys[low]) == len(prefix):
             low += 1
         return self.ids[low:high]
+
+    def starting(self, firsts: Iterable[int]) -> Int[np.ndarray, " n"]:
+        """Ids of tokens whose first byte is one of these."""
+        spans = [self.ids[self._edges[first] : self._edges[first + 1]] for first in sorted(firsts)]
+        return np.concatenate(spans) if spans else self.ids[:0]
 
     def touching(self, data: bytes) -> list[tuple[int, int]]:
         """Spans of the tokens that begin with the bytes, or that the bytes begin with."""

@@ -9,7 +9,6 @@ from uld_adapters.vocabulary.cover import Covers, remembered
 from uld_adapters.vocabulary.index import TokenIndex
 
 NONE = -1  # no token begins at the place
-_MANY = 512
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,7 @@ class Outcomes:
 
     def of(self, tail: bytes, more: bytes) -> Outcome:
         """What begins after the tail of a prefix, if the text goes on with `more`."""
+        more = self.remote.written(more)
         if not tail or (more and self.remote.sealed(tail, more)):
             return remembered(self._free, more, lambda: self._find(b"", more))
         return remembered(self._outcomes, len(tail).to_bytes(4, "big") + tail + more, lambda: self._find(tail, more))
@@ -81,7 +81,8 @@ class Outcomes:
         return ENDS if at == place else NONE
 
     def hitters(self, tail: bytes, more: bytes) -> Int[np.ndarray, " n"]:
-        """The small model's tokens after which the outcome may be another: those that touch a token reaching beyond the text."""
+        """The small model's tokens after which the outcome may be another: those that begin as a token reaching beyond the text goes on."""
+        more = self.remote.written(more)
         if tail and more and self.remote.sealed(tail, more):
             tail = b""
         return remembered(self._hitters, len(tail).to_bytes(4, "big") + tail + more, lambda: self._hit(tail + more))
@@ -89,19 +90,10 @@ class Outcomes:
     def _hit(self, text: bytes) -> Int[np.ndarray, " n"]:
         if len(self.remote.paths(text)) > 1:
             return self.small.ids  # whatever goes on with the word changes its tokens
-        rests: set[bytes] = set()
+        firsts: set[int] = set()
         for overhang in self.remote.overhangs(text):
-            size = len(text) - overhang.at
-            rests.update(self.remote.tokens[i][size:] for i in overhang.ids.tolist())
-        if len(rests) > _MANY:
-            rests = {rest[:1] for rest in rests}
-        spans = sorted({span for rest in rests for span in self.small.touching(rest)})
-        parts, end = [], 0
-        for low, high in spans:
-            if high > end:
-                parts.append(self.small.ids[max(low, end) : high])
-                end = high
-        return np.concatenate(parts) if parts else self.small.ids[:0]
+            firsts |= self.remote.bytes_at(overhang.ids, len(text) - overhang.at)
+        return self.small.starting(firsts)
 
 
 ENDS = -2  # the text ends at the place

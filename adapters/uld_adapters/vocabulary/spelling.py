@@ -13,6 +13,10 @@ from uld_adapters.vocabulary.words import Words, readable
 class Speller(Protocol):
     """Spells words (`Bpe`, `Unigram`)."""
 
+    @property
+    def unspelled(self) -> bytes:
+        """Bytes that no token stands for alone: spellings leave them out."""
+
     def spell(self, word: bytes, *, ended: bool = True) -> tuple[int, ...]:
         """The ids of a word."""
 
@@ -25,6 +29,8 @@ class Unigram:
 
     def __init__(self, model: Any, tokens: tuple[bytes, ...], space: str) -> None:
         self._model, self._tokens, self._space = model, tokens, space
+        single = set(tokens)
+        self.unspelled = bytes(byte for byte in range(256) if bytes([byte]) not in single)
 
     def spell(self, word: bytes, *, ended: bool = True) -> tuple[int, ...]:
         """The ids of a word."""

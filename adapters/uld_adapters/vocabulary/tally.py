@@ -1,17 +1,18 @@
 """Mass of texts for which something holds in the remote's tokens, summed over the leaves of a tree of the small model's tokens."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from uld_adapters.vocabulary.cover import Covers
+from uld_adapters.vocabulary.cover import Covers, Overhang
 from uld_adapters.vocabulary.outcome import NONE, Outcomes
 
 Path = tuple[int, ...]
-SINGLY = 32  # tokens of one node that are looked at one by one; the rest of a larger group stays open as a whole
+LEAST = 1e-4  # mass of a position below which a spelling is not looked at by itself
+CROWD = 256  # nor are so many tokens in one place
 
 
 @dataclass(frozen=True)
@@ -54,50 +55,84 @@ class Tally:
 
 
 class Weigher:
-    """Weighs events by the rows of the small models; one more model, the last, is uniform over the small vocabulary."""
+    """Weighs events by the rows of the small models; one more model, the last, is uniform over the small vocabulary.
 
-    def __init__(self, outcomes: Outcomes, small: Covers, rows: Mapping[Path, Float[np.ndarray, "models rows"]], size: int) -> None:
-        self.outcomes, self.small, self.rows, self.size = outcomes, small, rows, size
+    Tokens that no model gives `least` of the mass stay open as a group, without a look at each.
+    """
+
+    def __init__(
+        self, outcomes: Outcomes, small: Covers, rows: Mapping[Path, Float[np.ndarray, "models rows"]], size: int, *, least: float
+    ) -> None:
+        self.outcomes, self.small, self.rows, self.size, self.least = outcomes, small, rows, size, least
         self.models = next(iter(rows.values())).shape[0] + 1
         self._weights: dict[Path, Float[np.ndarray, " models"]] = {(): np.ones(self.models)}
 
-    def chance(self, path: Path, ids: Int[np.ndarray, " n"]) -> Float[np.ndarray, "models n"]:
-        """The probability of each token after a path."""
-        found = np.empty((self.models, len(ids)))
-        np.exp(self.rows[path][:, ids], out=found[:-1])
-        found[-1] = 1 / self.size
-        return found
+    def given(self, paths: Iterable[Path], overhangs: Iterable[Overhang]) -> None:
+        """Take the cover of a prefix for certain, so that from then on all masses are shares of its own."""
+        mass = np.zeros(self.models)
+        for path in paths:
+            mass += self.weight(path)
+        for overhang in overhangs:
+            if overhang.path in self.rows:
+                mass += self.weight(overhang.path) * self._sum(self.rows[overhang.path][:, overhang.ids])
+        self._weights = {(): 1 / np.where(mass > 0, mass, 1.0)}
 
     def weight(self, path: Path) -> Float[np.ndarray, " models"]:
-        """The probability of a path."""
+        """The probability of a path, as a share of what is given."""
         found = self._weights.get(path)
         if found is None:
-            found = self._weights[path] = self.weight(path[:-1]) * self.chance(path[:-1], np.array(path[-1:]))[:, 0]
+            found = np.empty(self.models)
+            found[:-1] = self.rows[path[:-1]][:, path[-1]]
+            found[-1] = 1 / self.size
+            self._weights[path] = found = found * self.weight(path[:-1])
         return found
+
+    def heavy(self, path: Path) -> bool:
+        """Whether a path may have the mass `least`, as far as the rows tell."""
+        known = next((size for size in range(len(path)) if path[:size] not in self.rows), len(path))
+        return bool(self.weight(path[:known])[:-1].max() >= self.least)
 
     def node(self, event: Event, path: Path, more: bytes, tally: Tally, *, without: Int[np.ndarray, " n"] | None = None) -> None:
         """All texts after a path whose row is known."""
         weight = self.weight(path)
         hit = self.outcomes.hitters(event.tail, event.pending + more)
-        chances = self.chance(path, hit)
+        chances = self.rows[path][:, hit]
         now = event.judge(self.outcomes, more)[0]
         if now:
-            rest = 1.0 - chances.sum(1)
+            rest = 1.0 - self._sum(chances)
             if without is not None and without.size:
-                rest -= self.chance(path, without).sum(1)
+                rest -= self._sum(self.rows[path][:, without])
             tally.yes += weight * np.maximum(rest, 0.0)
         self._singly(event, path, hit, chances, more, 0, tally, rest=tally.now if now and event.token is None else tally.may)
 
+    def _sum(self, chances: Float[np.ndarray, "rows n"]) -> Float[np.ndarray, " models"]:
+        """The mass of tokens by model."""
+        found = np.empty(self.models)
+        chances.sum(1, dtype=np.float64, out=found[:-1])
+        found[-1] = chances.shape[1] / self.size
+        return found
+
     def tokens(self, event: Event, path: Path, ids: Int[np.ndarray, " n"], skip: int, more: bytes, tally: Tally) -> None:
         """All texts that go on after a path with one of the tokens, of whose bytes the first `skip` are in the text already."""
-        self._singly(event, path, ids, self.chance(path, ids), more, skip, tally, rest=tally.may)
+        if path not in self.rows:
+            known = next(size for size in range(len(path) + 1) if path[:size] not in self.rows)
+            weight = self.weight(path[:known])
+            tally.may += weight
+            tally.leaves.append((float(weight[:-1].max()), path))
+            return
+        weight = self.weight(path)
+        if self.least >= LEAST and (len(ids) > CROWD or weight[:-1].max() < self.least):
+            tally.may[:-1] += weight[:-1]
+            tally.may[-1] += weight[-1] * len(ids) / self.size
+            return
+        self._singly(event, path, ids, self.rows[path][:, ids], more, skip, tally, rest=tally.may)
 
     def _singly(
         self,
         event: Event,
         path: Path,
         ids: Int[np.ndarray, " n"],
-        chances: Float[np.ndarray, "models n"],
+        chances: Float[np.ndarray, "rows n"],
         more: bytes,
         skip: int,
         tally: Tally,
@@ -105,31 +140,36 @@ class Weigher:
         rest: Float[np.ndarray, " models"],
     ) -> None:
         weight = self.weight(path)
-        if len(ids) > SINGLY:
-            heaviest = np.argpartition(-chances[:-1].max(0), SINGLY)
-            rest += weight * chances[:, heaviest[SINGLY:]].sum(1)
-            ids, chances = ids[heaviest[:SINGLY]], chances[:, heaviest[:SINGLY]]
-        for token, column in zip(ids.tolist(), chances.T, strict=True):
-            self.leaf(event, (*path, token), more + self.small.tokens[token][skip:], weight * column, tally)
+        heavy = (chances.max(0) if len(chances) > 1 else chances[0]) >= self.least / max(weight[:-1].max(), self.least)
+        rest += weight * self._sum(chances)
+        found = np.empty(self.models)
+        for at in np.flatnonzero(heavy).tolist():
+            found[:-1], found[-1] = chances[:, at], 1 / self.size
+            mass = weight * found
+            rest -= mass
+            token = int(ids[at])
+            self.leaf(event, (*path, token), more + self.small.tokens[token][skip:], mass, tally)
+        np.maximum(rest, 0.0, out=rest)
 
     def leaf(self, event: Event, path: Path, more: bytes, weight: Float[np.ndarray, " models"], tally: Tally) -> None:
         """All texts that begin with a path."""
         now, certain = event.judge(self.outcomes, more)
+        if not certain and path in self.rows:
+            self.node(event, path, more, tally)
+            return
+        hit = 0.0 if certain or not now else self.outcomes.hitters(event.tail, event.pending + more).size / self.size
+        self.settle(path, weight, tally, now=now, certain=certain, hit=hit)
+
+    def settle(self, path: Path, weight: Float[np.ndarray, " models"], tally: Tally, *, now: bool, certain: bool, hit: float) -> None:
+        """Count the mass of a path that nobody looks beyond; what follows it under the uniform model is known all the same."""
         if certain:
             if now:
                 tally.yes += weight
             return
-        if path in self.rows:
-            self.node(event, path, more, tally)
-            return
-        heavy = float(weight[:-1].max())
         if now:
-            # What follows a text under the uniform model is known without asking.
-            weight = weight.copy()
-            hit = self.outcomes.hitters(event.tail, event.pending + more).size
-            tally.yes[-1] += weight[-1] * (1 - hit / self.size)
-            weight[-1] *= hit / self.size
             tally.now += weight
+            tally.yes[-1] += weight[-1] * (1 - hit)
+            tally.now[-1] -= weight[-1] * (1 - hit)
         else:
             tally.may += weight
-        tally.leaves.append((heavy, path))
+        tally.leaves.append((float(weight[:-1].max()), path))

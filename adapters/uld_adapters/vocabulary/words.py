@@ -1,7 +1,9 @@
 """Bytes as text, and text cut into the words within which a tokenizer spells."""
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
+from unicodedata import category
 
 _UNREADABLE = 0xF700  # bytes that are no UTF-8 stand as private characters, one each
 _SMALLEST = {0xE0: b"\xa0", 0xF0: b"\x90"}  # second bytes below these are no UTF-8
@@ -11,17 +13,17 @@ Words = Callable[[str], list[str]]
 
 def ends_inside_character(data: bytes) -> bool:
     """Whether the bytes stop in the middle of a UTF-8 character."""
-    return _unfinished(data) > 0
+    return unfinished(data) > 0
 
 
-def _unfinished(data: bytes) -> int:
+def unfinished(data: bytes) -> int:
     """How many bytes of an unfinished character stand at the end."""
     for back in range(1, min(4, len(data)) + 1):
         byte = data[-back]
         if byte & 0xC0 == 0x80:
             continue
         width = 4 if byte >> 3 == 0b11110 else 3 if byte >> 4 == 0b1110 else 2 if byte >> 5 == 0b110 else 1
-        return back if width > back else 0
+        return back if width > back and completions(bytes(data[-back:])) else 0
     return 0
 
 
@@ -31,7 +33,7 @@ def readable(data: bytes) -> tuple[str, list[int]]:
     An unfinished character at the end stands as the first one that it may become, any other byte that is no UTF-8 as a
     private character.
     """
-    open_ = _unfinished(data)
+    open_ = unfinished(data)
     head, tail = (data[:-open_], data[-open_:]) if open_ else (data, b"")
     try:
         text = head.decode()
@@ -51,6 +53,31 @@ def readable(data: bytes) -> tuple[str, list[int]]:
             text += "".join(chr(_UNREADABLE + byte) for byte in tail)
             widths += [1] * open_
     return text, widths
+
+
+@lru_cache(maxsize=4096)
+def completions(lead: bytes) -> tuple[str, ...]:
+    """Characters that begin with the bytes of an unfinished one: one of each Unicode category, and a space if there is one.
+
+    None where no character begins like this.
+    """
+    width = 4 if lead[0] >> 3 == 0b11110 else 3 if lead[0] >> 4 == 0b1110 else 2
+    low = lead + b"\x80" * (width - len(lead))
+    high = lead + b"\xbf" * (width - len(lead))
+    first, last = _code_point(low), min(_code_point(high), 0x10FFFF)
+    found: dict[tuple[str, bool], str] = {}
+    for code in range(max(first, {2: 0x80, 3: 0x800, 4: 0x10000}[width]), last + 1):
+        if not 0xD800 <= code <= 0xDFFF:
+            char = chr(code)
+            found.setdefault((category(char), char.isspace()), char)
+    return tuple(found.values())
+
+
+def _code_point(data: bytes) -> int:
+    value = data[0] & (0x7F >> len(data))
+    for byte in data[1:]:
+        value = value << 6 | byte & 0x3F
+    return value
 
 
 def whole(text: str) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from uld_adapters.errors import UsageError
-from uld_adapters.vocabulary.classify import classify
+from uld_adapters.vocabulary.alignment import require_identity
 from uld_adapters.vocabulary.tokens import tokenizer_fingerprint
 from uld_offset_models.data import Example, check_overlap, data_hash, read_rows
 from uld_offset_models.encoding import Encoded, encode, uses_chat_template
@@ -63,7 +63,7 @@ def encode_texts(examples: Sequence[Example], target: Any, base: Any, *, chat_te
     `UsageError` where base and target end an answer in two ways.
     """
     if base is not target:
-        classify(tokenizer_fingerprint(target), tokenizer_fingerprint(base))
+        require_identity(tokenizer_fingerprint(target), tokenizer_fingerprint(base))
     both = [
         encode(tokenizer, examples, chat_template=uses_chat_template(tokenizer, wanted=chat_template), max_length=longest)
         for tokenizer in ((base, target) if base is not target else (base,))

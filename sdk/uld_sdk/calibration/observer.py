@@ -10,8 +10,10 @@ from uld_adapters.logprobs import Score
 from uld_offset_models.data import Row
 from uld_offset_models.shift import Rule
 from uld_sdk.async_client import AsyncUnlearnedClient
+from uld_sdk.bridge_reading import BridgedReading
 from uld_sdk.calibration.position import Observed, kept_position
 from uld_sdk.prompts import Prompt, check_room
+from uld_sdk.reading import AlignedReading
 from uld_sdk.verify import is_touched
 from uld_sdk.waiting import all_of
 
@@ -40,7 +42,8 @@ class Observer(AsyncUnlearnedClient):
         if self._small is None:
             raise MalformedAnswer("a calibration without an assistant", hint="name the artifact")
         (side,) = self._small.sides
-        readings = await side.reader(prompt, raw=False, new=len(score.tokens)).along(score.tokens)
+        reader = side.reader(prompt, raw=False, new=len(score.tokens))
+        readings: Sequence[AlignedReading | BridgedReading] = await reader.along(score.tokens, score.positions)
         least = Rule(alpha=1.0, margin=side.chosen.rule.margin)
         places = zip(score.positions, readings, score.tokens, score.logprobs, own, strict=True)
         kept = [

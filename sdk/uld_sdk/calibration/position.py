@@ -18,6 +18,9 @@ class KeptReading:
     gate: float | None
     values: Float[np.ndarray, " kept"]
 
+    def bounds(self) -> None:
+        """The values are exact."""
+
     def excess(self) -> Float[np.ndarray, " kept"]:
         """Log p_a(y|x) - log u(y) in nats, shape (kept,)."""
         return self.values

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from uld_adapters.errors import UldError
 from uld_sdk import __version__
-from uld_sdk.cli import augment, cache, calibrate, chat, demo, emulate, generate, inspect, train
+from uld_sdk.cli import align, augment, cache, calibrate, chat, demo, emulate, generate, inspect, train
 
 
 class Commands(TyperGroup):
@@ -82,6 +82,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate.generate,
     "chat": chat.chat,
     "inspect": inspect.inspect,
+    "align": align.align,
     "emulate": emulate.emulate,
     "demo": demo.demo,
 }

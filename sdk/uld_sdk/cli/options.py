@@ -95,6 +95,10 @@ class ClientOptions(ServerOptions):
     filter: Annotated[
         float | None, typer.Option("--filter", help="Least share of the top probability for a candidate.", rich_help_panel=UNLEARNING)
     ] = None
+    alignment: Annotated[
+        str | None,
+        typer.Option("--alignment", help="auto, bridge, bridge-exact or path: how tokens are compared.", rich_help_panel=UNLEARNING),
+    ] = None
     tail: Annotated[
         str | None,
         typer.Option("--tail", help="Of a pair: truncate what is not reported, or complete it.", rich_help_panel=UNLEARNING),

@@ -144,6 +144,7 @@ def report_facts(result: "Result") -> dict[str, object]:
         "log-probabilities a token": "all" if report.top_logprobs is None else report.top_logprobs,
         "seconds (server, small model, total)": f"{report.seconds_server:.2f}, {report.seconds_small:.2f}, {report.seconds_total:.2f}",
         "mode": report.mode,
+        "tokens compared by": report.alignment,
         "the answer is the model's own": result.untouched,
     }
 

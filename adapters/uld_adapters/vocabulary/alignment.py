@@ -1,0 +1,95 @@
+"""Alignments that need no text: the small model's values of the remote's tokens by a gather."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from uld_adapters.errors import TokenizerMismatch
+from uld_adapters.vocabulary.control import Role, matched
+from uld_adapters.vocabulary.tokens import Vocabulary
+
+NOWHERE = -1
+
+
+class Alignment(Protocol):
+    """Which of the small model's tokens are to be read, and what its readings say about the target's tokens."""
+
+    def plan(self, tokens: Sequence[int]) -> list[int]:
+        """The small model's ids to read so that the target's ids can be judged."""
+
+    def read(self, excess: np.ndarray) -> np.ndarray:
+        """Log p_a - log u in nats by the target's ids, from the same by the small model's, shapes (rows,)."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Both sides have one tokenizer: ids are the same."""
+
+    def plan(self, tokens: Sequence[int]) -> list[int]:
+        """The ids themselves."""
+        return list(tokens)
+
+    def read(self, excess: np.ndarray) -> np.ndarray:
+        """The values themselves."""
+        return excess
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Both sides split every text alike, under other ids.
+
+    `rows[a]` are the small model's ids with the bytes of the target's token a, padded with NOWHERE; tokens of the same bytes
+    count together, log mean exp of their values. A target token without a counterpart has the value 0.
+    """
+
+    rows: Int[np.ndarray, "target most"]
+    silent: int
+
+    def plan(self, tokens: Sequence[int]) -> list[int]:
+        """The counterparts; what has none is read as the token `silent`, a control token of the small model."""
+        found = self.rows[np.asarray(tokens, dtype=np.int64), 0] if len(tokens) else np.empty(0, dtype=np.int64)
+        return [self.silent if token == NOWHERE else int(token) for token in found]
+
+    def read(self, excess: Float[np.ndarray, " small"]) -> Float[np.ndarray, " target"]:
+        """The counterparts' values by the target's ids."""
+        there = self.rows != NOWHERE
+        values = np.where(there, excess[np.where(there, self.rows, 0)], -np.inf)
+        count = there.sum(1)
+        found = np.zeros(len(self.rows))
+        known = count > 0
+        found[known] = np.logaddexp.reduce(values[known], axis=1) - np.log(count[known])
+        return found
+
+
+def gather(remote: Vocabulary, small: Vocabulary) -> Gather:
+    """The gather from a small vocabulary that splits every text as the remote's does; control tokens go by role."""
+    by_bytes: dict[bytes, list[int]] = {}
+    for token, data in enumerate(small.tokens):
+        if token not in small.control and data:
+            by_bytes.setdefault(data, []).append(token)
+    control = matched(remote.roles, small.roles, remote.tokens, small.tokens)
+    found: list[list[int]] = []
+    for token, data in enumerate(remote.tokens):
+        if token in remote.control:
+            found.append([control[token]] if token in control else [])
+        else:
+            found.append(by_bytes.get(data, []))
+    rows = np.full((len(found), max(map(len, found), default=1)), NOWHERE, dtype=np.int64)
+    for token, ids in enumerate(found):
+        # The first is what a text is fed as: the same id where that is one of them.
+        rows[token, : len(ids)] = [token, *(i for i in ids if i != token)] if token in ids else ids
+    ends = [token for token, role in small.roles.items() if role is not Role.OTHER] or sorted(small.control)
+    return Gather(rows, ends[0] if ends else 0)
+
+
+def require_identity(target: str, small: str) -> Identity:
+    """Identity of two tokenizers by their fingerprints; raises TokenizerMismatch when they differ."""
+    if target != small:
+        raise TokenizerMismatch(
+            f"the assistant was trained for another tokenizer ({small[:12]}) than the target's ({target[:12]})",
+            hint="train an assistant whose base shares the target's tokenizer",
+        )
+    return Identity()

@@ -1,0 +1,39 @@
+"""Verdicts on pairs of vocabularies, kept from run to run: comparing two large ones takes seconds."""
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from uld_adapters.vocabulary.classify import Kind, classify
+from uld_adapters.vocabulary.tokens import Vocabulary
+
+_KINDS: tuple[Kind, ...] = ("identity", "permutation", "bridge", "path")
+_FORMAT = 1  # goes up when the comparison changes
+
+
+def kind_of(remote: Vocabulary, small: Vocabulary) -> Kind:
+    """How two vocabularies belong together, by their fingerprints where this pair was seen before.
+
+    Verdicts lie in $ULD_CACHE, else in the user's cache folder; one that cannot be read or written is no error.
+    """
+    path = _file()
+    key = f"{_FORMAT}:{remote.fingerprint}:{small.fingerprint}:{remote.spelling is None}"
+    kept: dict[str, str] = {}
+    with suppress(OSError, ValueError):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        kept = value if isinstance(value, dict) else {}
+    found = next((kind for kind in _KINDS if kind == kept.get(key)), None)
+    if found is None:
+        found = classify(remote, small).kind
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f".{path.name}.{os.getpid()}")
+            part.write_text(json.dumps({**kept, key: found}, indent=1) + "\n", encoding="utf-8")
+            os.replace(part, path)
+    return found
+
+
+def _file() -> Path:
+    folder = os.environ.get("ULD_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "uld-sdk"
+    return Path(folder) / "alignments.json"

@@ -1,0 +1,205 @@
+"""The small model beside one answer in other tokens: a tree of its own tokens at each position of the answer."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from uld_adapters.errors import ContextExceeded
+from uld_adapters.logprobs import TopLogprobs
+from uld_adapters.vocabulary.bridge import Path, Place, beginnings
+from uld_adapters.vocabulary.shares import Shares
+from uld_offset_models.shift import Rule, untouched
+from uld_sdk.batching import SmallWorker
+from uld_sdk.bridge_reading import BridgedReading, Bridging
+from uld_sdk.certainty import shifted_bound
+
+AHEAD, LIKELY = 8, 0.005  # candidates after which the small model is read on, and the least p_M that they need
+LONGEST_PATH = 32  # tokens that may stand beyond the certain ones
+AT_ONCE, MOST = 16, 256  # paths read in one pass, and in all, when a bound is too wide
+LIGHTEST = 1e-9  # mass of a position that is never looked at by itself
+
+
+@dataclass
+class BridgeReader:
+    """Reads along an answer whose tokens are the remote's: the same as `Reader`, with a tree at each position.
+
+    `prompt` is the small model's own rendering, and the answer begins a new text; or `begun` is a text that the answer continues,
+    and the prompt what stands before it. Of the answer the track holds the tokens that are
+    certain whatever follows; what is open is read as branches below them.
+    """
+
+    worker: SmallWorker
+    bridging: Bridging
+    rule: Rule
+    prompt: Sequence[int]
+    track: Any
+    begun: bytes | None = None
+    context: int | None = None
+    ready: deque[BridgedReading] = field(default_factory=deque)
+    task: asyncio.Task[list[BridgedReading]] | None = None
+    seconds: float = 0.0
+    _tokens: list[int] = field(default_factory=list)
+    _places: list[tuple[int, Place]] = field(default_factory=list)
+    _reports: dict[int, TopLogprobs] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        weighing = self.bridging.weighing
+        certain, place = ((), weighing.start()) if self.begun is None else weighing.begin(self.begun)
+        self.prompt = [*self.prompt, *certain]
+        self._places = [(len(self.prompt), place)]
+
+    @property
+    def fed(self) -> int:
+        """How many of the answer's tokens have been read."""
+        return len(self._tokens)
+
+    def prime(self, answer: Sequence[int]) -> None:
+        """Start reading what is already known (prompt, accepted tokens), so that the next position is ready when it comes."""
+        if self.ready or self.task is not None:
+            return
+        self.task = asyncio.create_task(self._read(answer[self.fed :], last=True))
+
+    async def primed(self) -> None:
+        """Wait for what `prime` started."""
+        if self.task is not None:
+            task, self.task = self.task, None
+            start = time.perf_counter()
+            self.ready.extend(await task)
+            self.seconds += time.perf_counter() - start
+
+    async def read(self, tokens: Sequence[int]) -> None:
+        """Read the answer's next tokens; each gives a reading of the position after it."""
+        start = time.perf_counter()
+        self.ready.extend(await self._read(tokens, last=False))
+        self.seconds += time.perf_counter() - start
+
+    async def _read(self, tokens: Sequence[int], *, last: bool) -> list[BridgedReading]:
+        weighing, first = self.bridging.weighing, not self.track.tokens
+        chain = list(self.prompt) if first else []
+        places = []
+        length, place = self._places[-1]
+        for token in tokens:
+            certain, place = weighing.step(place, token)
+            chain += certain
+            length += len(certain)
+            places.append((length, place))
+        asked = (places or [self._places[-1]])[-1:] if last else places
+        if self.context is not None and length + LONGEST_PATH > self.context:
+            raise ContextExceeded(
+                f"the answer takes more than {self.context - LONGEST_PATH} of the assistant's own tokens, with the prompt",
+                hint="shorten the prompt or lower max_new_tokens: the assistant's tokens are shorter than the large model's",
+            )
+        paths = {(at, path) for at, place in asked for path in weighing.cover(place)}
+        readings: Any = await self.worker.read(self.track, (chain, sorted(paths)), every=not first)
+        self._tokens += tokens
+        self._places += places
+        return [
+            BridgedReading(self.bridging, self.rule, at, place, {path: readings[at, path] for path in weighing.cover(place)})
+            for at, place in asked
+        ]
+
+    def next(self, position: int) -> BridgedReading:
+        """The reading of the answer's position `position`, which must be the next that waits."""
+        first = self.fed - len(self.ready) + 1
+        if first != position:
+            raise RuntimeError(f"the small model's next reading is of position {first}, not {position}")
+        return self.ready.popleft()
+
+    def told(self, position: int, reports: Sequence[TopLogprobs]) -> None:
+        """What the remote reported at `position` and after it: the readings of all these are settled in one pass."""
+        self._reports = {position + number: top for number, top in enumerate(reports)}
+
+    async def along(self, tokens: Sequence[int], reports: Sequence[TopLogprobs]) -> list[BridgedReading]:
+        """The readings at the prefix of each token of a given text with its reports, for a reader that has read nothing."""
+        try:
+            self.prime([])
+            await self.primed()
+            if len(tokens) > 1:
+                await self.read(tokens[:-1])
+            readings = list(self.ready)
+            touched = [at for at, reading in enumerate(readings) if not untouched(reading.peak, self.rule)]
+            await self._settle([(readings[at], reports[at], tokens[at : at + 1]) for at in touched])
+            return readings
+        finally:
+            await self.aclose()
+
+    async def informed(self, reading: BridgedReading, position: int, top: TopLogprobs, *, also: Sequence[int] = ()) -> None:
+        """Judge the tokens reported at a position, and with it those of the touched positions after it that are known already."""
+        if untouched(reading.peak, self.rule):
+            return
+        start = time.perf_counter()
+        waiting = [(reading, top, list(also))]
+        for number, later in enumerate(self.ready, start=position + 1):
+            if number in self._reports and later.values is None and not untouched(later.peak, self.rule):
+                waiting.append((later, self._reports[number], []))
+        await self._settle(waiting)
+        self.seconds += time.perf_counter() - start
+
+    async def _settle(self, waiting: Sequence[tuple[BridgedReading, TopLogprobs, Sequence[int]]]) -> None:
+        wanted: list[tuple[BridgedReading, list[int], list[Path]]] = []
+        for reading, top, also in waiting:
+            ids = [token for token in dict.fromkeys([*top.ids.tolist(), *also]) if token < self.bridging.rows]
+            ahead = [token for token, value in zip(top.ids.tolist(), top.logprobs, strict=True) if value > np.log(LIKELY)][:AHEAD]
+            wanted.append((reading, ids, reading.missing(ids, [token for token in ahead if token < self.bridging.rows])))
+        await self._add([(reading, missing) for reading, _, missing in wanted])
+        for (reading, ids, _), (_, top, _) in zip(wanted, waiting, strict=True):
+            shares = reading.settle(ids)
+            if self.bridging.exact:
+                await self._narrow(reading, ids, top, shares)
+
+    async def _narrow(self, reading: BridgedReading, ids: list[int], top: TopLogprobs, shares: Shares) -> None:
+        """Open the heaviest leaves, and look at lighter ones, until the bound is within the tolerance or too many have been read."""
+        opened = 0
+        while opened < MOST and reading.least > LIGHTEST and self._bound(reading, top) > self.bridging.tolerance:
+            wanted = beginnings(path for weight, path in shares.open[:AT_ONCE] if weight > reading.least)
+            if not wanted:
+                reading.least /= 10
+                wanted = reading.missing(ids)[: MOST - opened]
+            further = [path for path in wanted if path not in reading.nodes]
+            opened += len(further)
+            await self._add([(reading, further)])
+            shares = reading.settle(ids)
+
+    def _bound(self, reading: BridgedReading, top: TopLogprobs) -> float:
+        ends = self.rule.bounds(reading)
+        return 0.0 if ends is None else shifted_bound(top, ends, self.rule.shift(reading), self.rule.filter)
+
+    async def _add(self, asked: Sequence[tuple[BridgedReading, Sequence[Path]]]) -> None:
+        paths = sorted({(reading.at, path) for reading, missing in asked for path in missing})
+        if not paths:
+            return
+        found: Any = await self.worker.read(self.track, ([], paths), every=True)
+        for reading, missing in asked:
+            reading.nodes |= {path: found[reading.at, path] for path in missing}
+
+    async def settle(self, answer: int) -> None:
+        """After a lost draft: let a pass under way end, and go back so far that the position after `answer` is read again."""
+        if self.task is not None:
+            task, self.task = self.task, None
+            await asyncio.gather(task, return_exceptions=True)
+        self._back(min(answer, self.fed) - 1)
+
+    def rollback(self, answer: int) -> None:
+        """Keep the prompt and the first tokens of the answer."""
+        self._back(min(answer, self.fed))
+
+    def _back(self, count: int) -> None:
+        self.ready.clear()
+        self._reports = {}
+        if count < 0:
+            self.track.rollback(0)
+            count = 0
+        self._tokens = self._tokens[:count]
+        self._places = self._places[: count + 1]
+        self.track.rollback(min(len(self.track.tokens), self._places[-1][0]))
+
+    async def aclose(self) -> None:
+        """Stop reading ahead."""
+        if self.task is not None:
+            self.task.cancel()
+            await asyncio.gather(self.task, return_exceptions=True)

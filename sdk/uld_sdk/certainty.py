@@ -1,0 +1,85 @@
+"""How far off an unlearned distribution can be when the small model's values are known within bounds only. Pure."""
+
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Float
+
+from uld_adapters.logprobs import TopLogprobs
+from uld_offset_models.shift import Bounds
+from uld_sdk.sampling import Sampling
+from uld_sdk.verify import Verdict
+
+
+def shifted_bound(top: TopLogprobs, ends: Bounds, shift: Float[np.ndarray, " rows"], ratio: float, *, temperature: float = 1.0) -> float:
+    """Total variation, at most, between q from `shift` and q from any shift between the `ends`, in nats; `ratio` is the filter's.
+
+    With weights w = p_M exp(g) a token has at most w_high / (w_high + the others' w_low), and at least w_low / (w_low + their w_high).
+    """
+    ids, low, high, mid = _scores(top, ends, shift, ratio)
+    if not ids.size:
+        return 0.0
+    lows, highs, mids = (np.exp((scores - high.max()) / temperature) for scores in (low, high, mid))
+    share = mids / mids.sum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        largest = np.nan_to_num(highs / (highs + lows.sum() - lows), nan=1.0)
+        smallest = np.nan_to_num(lows / (lows + highs.sum() - highs), nan=0.0)
+    bound = min(float(np.maximum(0, largest - share).sum()), float(np.maximum(0, share - smallest).sum()), 1.0)
+    return bound if bound > 1e-9 else 0.0
+
+
+def _scores(top: TopLogprobs, ends: Bounds, shift: np.ndarray, ratio: float) -> tuple[np.ndarray, ...]:
+    """The kept set F, and log p_M + g in nats over it: the least, the largest, and as taken."""
+    real = top.ids < shift.size
+    ids, logprobs = top.ids[real], top.logprobs[real]
+    kept = logprobs >= logprobs[:1] + np.log(ratio) if ratio > 0 else np.ones(ids.size, dtype=bool)
+    ids, logprobs = ids[kept], logprobs[kept]
+    return ids, logprobs + ends[0][ids], logprobs + ends[1][ids], logprobs + shift[ids]
+
+
+def score_bounds(token: int, value: float, top: TopLogprobs, ends: Bounds, ratio: float) -> tuple[float, float]:
+    """Both ends of log q of a token at a touched position; `value` is log p_M of it in nats, NaN where it is not known.
+
+    The token's weight and the others' lie between those of the least and the largest shift; the unreported tail weighs from nothing
+    to its mass with the largest shift.
+    """
+    ids, low, high, _ = _scores(top, ends, ends[0], ratio)
+    floor = top.logprobs[0] + np.log(ratio) if ratio > 0 else -np.inf
+    tail = 0.0 if top.complete or top.logprobs[-1] < floor else top.tail_mass
+    outside = np.ones(ends[1].size, dtype=bool)
+    outside[top.ids[top.ids < outside.size]] = False
+    unseen = np.log(tail) + float(ends[1][outside].max()) if tail and outside.any() else -np.inf
+    mine = ids == token
+    if mine.any():
+        least, most = float(low[mine][0]), float(high[mine][0])
+    elif np.isnan(value) and tail:
+        least, most = -np.inf, top.ceiling + float(ends[1][token])
+    elif tail and value >= floor:
+        least, most = (value + float(end[token]) for end in ends)
+    else:
+        return -np.inf, -np.inf
+    others = [np.logaddexp.reduce(scores[~mine]) if (~mine).any() else -np.inf for scores in (low, high)]
+    widest = np.logaddexp(np.logaddexp(others[1], unseen), least)
+    return (least - float(widest) if np.isfinite(least) else -np.inf), min(0.0, most - float(np.logaddexp(others[0], most)))
+
+
+def widened(
+    verdict: Verdict, top: TopLogprobs, ends: Bounds, shift: Float[np.ndarray, " rows"], ratio: float, sampling: Sampling
+) -> Verdict:
+    """A verdict with what the ends of the shift add to its own bound.
+
+    A greedy one stays exact where its token beats all others whatever the shift is between them.
+    """
+    plain = sampling.greedy or (sampling.top_k is None and (sampling.top_p or 1.0) >= 1.0 and not sampling.min_p)
+    temperature = 1.0 if sampling.greedy else sampling.temperature
+    more = shifted_bound(top, ends, shift, ratio, temperature=temperature)
+    if not more:
+        return verdict
+    if sampling.greedy:
+        _, low, high, mid = _scores(top, ends, shift, ratio)
+        best = int(mid.argmax())
+        if verdict.exact and (np.delete(high, best) <= low[best]).all():
+            return verdict
+    elif not plain:
+        more = 1.0
+    return replace(verdict, exact=False, bound=min(1.0, verdict.bound + more))

@@ -1,0 +1,57 @@
+"""`uld-sdk align`: how a remote model's tokens and a small model's belong together."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from uld_sdk.cli.options import Json
+from uld_sdk.cli.output import facts, note, print_json, stdout, table, working
+
+SHOWN = 12  # neutral tokens in the table
+
+
+def align(
+    remote: Annotated[str, typer.Option("--remote", help="The large model's tokenizer: folder, file, hub or tiktoken name.")],
+    small: Annotated[str, typer.Option("--small", help="The small model's: the same, or an assistant's folder.")],
+    text: Annotated[
+        Path | None, typer.Option("--text", exists=True, dir_okay=False, help="Compare on this text; else on one that is hard to split.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the drawing goes, an HTML page.")] = Path("alignment.html"),
+    as_json: Json = False,
+) -> None:
+    """Compare two tokenizers: which mode the client would run in, what they share, what stays neutral; draws both splits of a text."""
+    from uld_adapters.vocabulary.classify import classify
+    from uld_adapters.vocabulary.opening import open_vocabulary
+    from uld_offset_models.sources import read_text
+    from uld_sdk.evaluation.segmentation import SAMPLE, draw
+
+    with working("reading both tokenizers"):
+        ours, theirs = open_vocabulary(remote), open_vocabulary(small)
+        sample = SAMPLE if text is None else read_text(text)
+        fit = classify(ours, theirs, text=sample)
+    drawn = fit.kind != "path"
+    if drawn:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(draw(fit, ours, theirs, sample), encoding="utf-8")
+    found = {
+        "mode": fit.kind,
+        "meaning": fit.sentence,
+        "tokens (remote, small)": f"{ours.rows}, {theirs.rows}",
+        "remote's tokens that the small side has, by bytes": fit.shared,
+        "ends of the remote's tokens that are ends on the small side": fit.boundaries,
+        "neutral tokens": len(fit.neutral),
+    }
+    if as_json:
+        values = {"remote_rows": ours.rows, "small_rows": theirs.rows, "shared": fit.shared, "boundaries": fit.boundaries}
+        neutral = [{"token": token, "why": why} for token, why in fit.neutral]
+        page = str(output) if drawn else None
+        print_json({"mode": fit.kind, "meaning": fit.sentence, **values, "neutral": neutral, "page": page})
+        return
+    stdout().print(facts("", dict(found)))
+    if fit.neutral:
+        stdout().print(table("neutral: these tokens get no shift", ("token", "why"), fit.neutral[:SHOWN]))
+    if len(fit.neutral) > SHOWN:
+        note(f"and {len(fit.neutral) - SHOWN} more (--json lists them)")
+    if drawn:
+        note(f"both splits of the text: {output}")

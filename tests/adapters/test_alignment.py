@@ -1,0 +1,184 @@
+"""Verdicts on pairs of vocabularies, and what a gather reads."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tiny
+from rank_files import rank_file, ranks_of
+from real_tokenizers import real
+from uld_adapters.errors import TokenizerMismatch, UsageError
+from uld_adapters.vocabulary.alignment import NOWHERE, gather
+from uld_adapters.vocabulary.classify import classify
+from uld_adapters.vocabulary.control import Role
+from uld_adapters.vocabulary.opening import open_vocabulary
+from uld_adapters.vocabulary.tokens import Vocabulary
+from uld_adapters.vocabulary.verdicts import kind_of
+
+LETTERS = [bytes([byte]) for byte in range(256)]
+MERGED = [b"th", b"the", b" the", b"ing", b" t", b"in", b"re", b"er"]
+
+
+def ranked(tokens: list[bytes], *, shift: int = 0, control: tuple[str, ...] = ("<|end|>",), name: str = "", pad: int = 0) -> Vocabulary:
+    """A byte-pair vocabulary with control tokens first and ids shifted by these."""
+    names = [f"<c{i}>" for i in range(shift)]
+    everything = [*(n.encode() for n in names), *tokens, *(c.encode() for c in control)]
+    roles = {i: Role.OTHER for i in range(shift)}
+    roles |= {shift + len(tokens) + i: Role.END_OF_TURN if i == 0 else Role.OTHER for i in range(len(control))}
+    order = range(shift, shift + len(tokens))
+    made = Vocabulary.from_bytes(everything, control=roles, order=order, pattern=r" ?\p{L}+|[^\p{L}]", name=name)
+    assert made.head_rows + pad >= made.rows
+    return made
+
+
+TOKENS = [*LETTERS, *MERGED]
+
+
+def test_the_same_tokens_are_an_identity() -> None:
+    fit = classify(ranked(TOKENS, name="one"), ranked(TOKENS, control=("<|end|>", "<|tool|>"), name="two"))
+    assert (fit.kind, fit.shared, fit.boundaries, fit.neutral) == ("identity", 1.0, 1.0, ())
+    back = classify(ranked(TOKENS, control=("<|end|>", "<|tool|>")), ranked(TOKENS))
+    assert (back.kind, back.neutral) == ("identity", (("<|tool|>", "a control token without a counterpart"),))
+
+
+def test_shifted_tokens_are_a_permutation() -> None:
+    remote, small = ranked(TOKENS), ranked(TOKENS, shift=7)
+    assert classify(remote, small).kind == "permutation"
+    table = gather(remote, small)
+    tokens = remote.encode("the thing in the river")
+    assert table.plan(tokens) == small.encode("the thing in the river")
+    excess = np.arange(small.rows, dtype=float)
+    found = table.read(excess)
+    assert found[tokens].tolist() == [float(i) for i in table.plan(tokens)]
+
+
+def test_other_merges_need_a_bridge_though_one_lies_in_the_other() -> None:
+    inner = ranked(TOKENS, name="inner")
+    outer = ranked([*TOKENS, b" then", b" them"], name="outer")
+    fit = classify(inner, outer)
+    assert (fit.kind, fit.shared) == ("bridge", 1.0)
+    assert classify(outer, inner).shared < 1.0
+    reordered = ranked([*LETTERS, *reversed(MERGED)])
+    assert classify(inner, reordered).kind in ("permutation", "bridge"), "the same bytes, and it depends on how they split"
+
+
+def test_tokens_of_the_same_bytes_count_together() -> None:
+    small = Vocabulary.from_bytes([*LETTERS, b"a", b"<|end|>"], control={257: Role.END_OF_TURN}, order=range(256))
+    remote = Vocabulary.from_bytes([*LETTERS, b"<|end|>", b"<|pad|>"], control={256: Role.END_OF_TURN, 257: Role.OTHER}, order=range(256))
+    table = gather(remote, small)
+    excess = np.linspace(-3.0, 3.0, small.rows)
+    found = table.read(excess)
+    both = np.logaddexp(excess[97], excess[256]) - np.log(2)
+    assert found[97] == pytest.approx(both)
+    assert found[98] == excess[98]
+    assert found[256] == excess[257], "the end of a turn by its role"
+    assert found[257] == 0.0, "a control token without a counterpart has no shift"
+    assert table.plan([97, 257]) == [97, 257]
+    assert (table.rows == NOWHERE).any()
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=50, deadline=None)
+def test_any_permutation_is_undone(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(TOKENS))
+    shuffled = [b""] * len(TOKENS)
+    for rank, place in enumerate(order):
+        shuffled[place] = TOKENS[rank]
+    small = Vocabulary.from_bytes(
+        [*shuffled, b"<|end|>"], control={len(TOKENS): Role.END_OF_TURN}, order=[int(i) for i in order], pattern=r" ?\p{L}+|[^\p{L}]"
+    )
+    remote = ranked(TOKENS)
+    assert classify(remote, small).kind in ("permutation", "identity")
+    excess = rng.normal(size=small.rows)
+    np.testing.assert_allclose(gather(remote, small).read(excess)[: len(TOKENS)], excess[order])
+
+
+def hf(folder: Path, **changes: Any) -> Vocabulary:
+    """The tiny tokenizer with its serialised state changed."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = tiny.tiny_tokenizer(folder)
+    state = json.loads(tokenizer.backend_tokenizer.to_str()) | changes
+    raw = Tokenizer.from_str(json.dumps(state))
+    return Vocabulary.from_hf(PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|eos|>"), name="changed")
+
+
+@pytest.mark.parametrize("normalizer", [{"type": "NFKC"}, {"type": "Lowercase"}, {"type": "Sequence", "normalizers": [{"type": "NFD"}]}])
+def test_normalisers_that_change_letters_are_refused(tmp_path: Path, normalizer: dict[str, Any]) -> None:
+    changed, plain = hf(tmp_path / "a", normalizer=normalizer), ranked(TOKENS, name="plain")
+    for remote, small in ((changed, plain), (plain, changed)):
+        with pytest.raises(TokenizerMismatch, match="changed beside plain") as caught:
+            classify(remote, small)
+        assert "keeps texts" in caught.value.hint
+    composed = hf(tmp_path / "b", normalizer={"type": "NFC"})
+    assert composed.normalisers == ("NFC",)
+    assert classify(composed, plain).kind == "bridge"
+
+
+def test_what_cannot_be_aligned_names_both_sides(tmp_path: Path) -> None:
+    letters = Vocabulary.from_bytes([b"a", b"b", b"<|end|>"], control={2: Role.END_OF_TURN}, order=[0, 1], name="letters")
+    whole = ranked(TOKENS, name="whole")
+    with pytest.raises(TokenizerMismatch, match=r"letters beside whole has no usable bytes"):
+        classify(whole, letters)
+    endless = Vocabulary.from_bytes([*TOKENS, b"<x>"], control={len(TOKENS): Role.OTHER}, order=range(len(TOKENS)), name="endless")
+    for remote, small in ((endless, ranked([*TOKENS, b"ab"], name="whole")), (ranked([*TOKENS, b"ab"], name="whole"), endless)):
+        with pytest.raises(TokenizerMismatch, match=r"endless.*whole|whole.*endless") as caught:
+            classify(remote, small)
+        assert "eos_token" in caught.value.hint
+
+
+def test_an_unknown_splitting_leaves_one_path() -> None:
+    closed = Vocabulary.from_bytes([*TOKENS, b"<|end|>"], control={len(TOKENS): Role.END_OF_TURN}, name="closed")
+    fit = classify(closed, ranked(TOKENS))
+    assert (fit.kind, fit.boundaries) == ("path", None)
+
+
+def test_verdicts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ULD_CACHE", str(tmp_path))
+    remote, small = ranked(TOKENS), ranked(TOKENS, shift=3)
+    assert kind_of(remote, small) == "permutation"
+    kept = json.loads((tmp_path / "alignments.json").read_text(encoding="utf-8"))
+    assert list(kept.values()) == ["permutation"]
+    (tmp_path / "alignments.json").write_text(json.dumps({key: "bridge" for key in kept}), encoding="utf-8")
+    assert kind_of(remote, small) == "bridge", "what was found before is not compared again"
+    (tmp_path / "alignments.json").write_text("not json", encoding="utf-8")
+    assert kind_of(remote, small) == "permutation"
+
+
+@pytest.mark.parametrize(
+    ("remote", "small", "kind"),
+    [
+        ("mistral1", "mistral3", "permutation"), ("llama3", "llama3", "identity"), ("cl100k", "llama3", "bridge"),
+        ("gpt2", "p50k", "bridge"), ("llama3", "qwen", "bridge"), ("qwen", "smollm2", "bridge"), ("tekken", "llama3", "bridge"),
+    ],
+)  # fmt: skip
+def test_real_pairs(remote: str, small: str, kind: str) -> None:
+    first, second = real(remote), real(small)
+    if first is None or second is None:
+        pytest.skip("the packages with these tokenizers are not installed")
+    fit = classify(first, second)
+    assert fit.kind == kind
+    assert fit.boundaries is not None
+    if kind == "bridge":
+        assert 0.3 < fit.boundaries < 1.0
+
+
+def test_any_tokenizer_file_opens(tmp_path: Path, tiny_target: Path, tiny_gguf: Path) -> None:
+    folder = open_vocabulary(str(tiny_target))
+    assert open_vocabulary(tiny_target / "tokenizer.json").tokens == folder.tokens
+    assert open_vocabulary(tiny_gguf).tokens[: folder.rows] == folder.tokens
+    assert open_vocabulary(folder) is folder
+    wrong = tmp_path / "wrong.json"
+    for content in ("[1]", "{"):
+        wrong.write_text(content, encoding="utf-8")
+        with pytest.raises(UsageError, match=r"wrong\.json is no tokenizer file"):
+            open_vocabulary(wrong)
+    with pytest.raises(UsageError, match="unknown encoding"):
+        open_vocabulary(rank_file(tmp_path / "tokenizer.model", ranks_of([])))

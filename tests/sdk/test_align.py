@@ -1,0 +1,77 @@
+"""`uld-sdk align`: the verdict, its figures, and both segmentations of a text above each other."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import tiny
+from uld_adapters.vocabulary.opening import open_vocabulary
+from uld_sdk.cli import app
+from uld_sdk.evaluation.segmentation import SAMPLE, blocks
+
+
+def run(*arguments: object) -> Any:
+    outcome = CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="uld-sdk")
+    assert outcome.exception is None or isinstance(outcome.exception, SystemExit), outcome.exception
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    tiny.tiny_tokenizer(folder, vocab_size=330)
+    return folder
+
+
+def test_two_tokenizers_are_compared_and_drawn(tiny_target: Path, small: Path, tmp_path: Path) -> None:
+    page = tmp_path / "pages" / "both.html"
+    outcome = run("align", "--remote", tiny_target, "--small", small, "-o", page, "--json")
+    assert outcome.exit_code == 0, outcome.stderr
+    found = json.loads(outcome.stdout)
+    assert found["mode"] == "bridge"
+    assert found["remote_rows"] == 400
+    assert found["small_rows"] == 330
+    assert 0.5 < found["shared"] <= 1
+    assert 0.5 < found["boundaries"] <= 1
+    drawn = page.read_text(encoding="utf-8")
+    assert drawn.count('class="b ') > 50
+    assert "bridge" in drawn
+    assert "http" not in drawn.split("<style>")[0], "nothing is loaded from elsewhere"
+
+
+def test_a_text_of_ones_own(tiny_target: Path, small: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The lighthouse & the <river>.\n", encoding="utf-8")
+    page = tmp_path / "page.html"
+    outcome = run("align", "--remote", tiny_target, "--small", small, "--text", text, "-o", page)
+    assert outcome.exit_code == 0
+    assert "bridge" in outcome.stdout
+    assert "&lt;" in page.read_text(encoding="utf-8"), "text is no markup"
+    same = run("align", "--remote", tiny_target, "--small", tiny_target, "-o", page)
+    assert "identity" in same.stdout
+
+
+def test_what_is_no_tokenizer_is_said(tiny_target: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text("{}", encoding="utf-8")
+    outcome = run("align", "--remote", wrong, "--small", tiny_target, "-o", tmp_path / "x.html")
+    assert outcome.exit_code == 2
+    assert "is no tokenizer file" in outcome.stderr
+    assert outcome.stdout == ""
+    missing = run("align", "--remote", tmp_path / "missing", "--small", tiny_target)
+    assert missing.exit_code == 1
+    assert "no tokenizer could be loaded" in missing.stderr
+
+
+def test_blocks_hold_both_segmentations_whole(tiny_target: Path, small: Path) -> None:
+    sides = []
+    for source in (tiny_target, small):
+        vocabulary = open_vocabulary(source)
+        sides.append([vocabulary.tokens[token] for token in vocabulary.encode(SAMPLE)])
+    found = list(blocks(*sides))
+    assert [piece for upper, _ in found for piece in upper] == sides[0]
+    assert [piece for _, lower in found for piece in lower] == sides[1]
+    assert all(b"".join(upper) == b"".join(lower) for upper, lower in found)
