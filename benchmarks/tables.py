@@ -81,7 +81,7 @@ def artifacts(figures: dict[str, Any]) -> str:
     for name, found in figures["reading"].items():
         milliseconds = [f"{1000 * found[one]:.1f}" for one in ("one_seconds", "together_seconds", "apart_seconds")]
         rows.append([name, "1.5" if "a token" in name else "", *milliseconds, found["together_ratio"], found["apart_ratio"]])
-    wall = [[name, found["wall_ratio"], found["answers"], found["tokens"]] for name, found in figures["client"].items()]
+    wall = [[name, found["wall_ratio"], found["answers"]] for name, found in figures["client"].items()]
     text = (
         "Two assistants of one base (SmolLM2-135M, 6 layers, LoRA of rank 32) against one: together in one batch, and apart as two models "
         f"of their own. Median over {figures['answers']} answers that took turns; a token is one that is read as it streams in.\n"
@@ -92,7 +92,7 @@ def artifacts(figures: dict[str, Any]) -> str:
     )
     head = ["read", "at most", "one, ms", "together, ms", "apart, ms", "together to one", "apart to one"]
     return f"## Several artifacts\n\n{source(figures)}\n{text}\n{table(head, rows)}\n{through}\n" + table(
-        ["prompts", "wall clock ratio", "answers", "tokens"], wall
+        ["answers", "wall clock a token, two to one", "number"], wall
     )
 
 

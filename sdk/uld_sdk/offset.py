@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from uld_offset_models.recipes import Recipe
 
 # With those that every method has: what decides the weights.
-_OUTCOME = ("layers", "gate", "gate_rate", "stop_untouched", "margin", "beta", "trainable", "alpha", "tail", "virtual_tokens")
+_OUTCOME = ("layers", "gate", "gate_rate", "stop_untouched", "margin", "beta", "trainable", "alpha", "trained_alpha", "tail", "virtual_tokens")
 _MARGIN = 0.5  # nats: what a pair without a margin is measured at
 _SHUT = 0.5  # share of the hold-out that should stand untouched when a gate has shut
 
@@ -110,7 +110,7 @@ def _build(prepared: Prepared, source: TargetSource, read: Read, aim: Aim, idle:
         prepared.tokenizer,
         goal=aim.goal,
         beta=recipe.beta,
-        alpha=recipe.alpha,
+        alpha=recipe.trained_alpha or recipe.alpha,
         gate=Gate(model.config.hidden_size, bias=0.0) if recipe.gate else None,
         target=side,
         states=states,
@@ -139,7 +139,7 @@ def _manifest(prepared: Prepared, trained: Trained, pair: "OffsetPair", source: 
     recipe = prepared.recipe
     return Manifest(
         method="offset",
-        **account(prepared, trained, losses=("forget", "retain"), apart=("objective", "method", "preset", "trainable", "alpha", "tail")),
+        **account(prepared, trained, losses=("forget", "retain"), apart=("objective", "method", "preset", "trainable", "alpha", "trained_alpha", "tail")),
         alpha=recipe.alpha,
         margin=recipe.margin,
         filter=recipe.filter,
@@ -147,7 +147,7 @@ def _manifest(prepared: Prepared, trained: Trained, pair: "OffsetPair", source: 
         gate=recipe.gate,
         pair=PairReference(
             objective="none" if recipe.steps == 0 else str(pair.goal),
-            alpha=recipe.alpha,
+            alpha=recipe.trained_alpha or recipe.alpha,
             tail=recipe.tail,
             trainable=recipe.trainable,
             whole=recipe.trainable == "full" or recipe.start is not None,

@@ -223,6 +223,19 @@ def test_a_gate_may_move_at_a_rate_of_its_own(options: dict[str, Any], tmp_path:
     assert moved[0.1] > 0.02
 
 
+def test_alpha_in_training_may_be_another_than_at_inference(options: dict[str, Any], tmp_path: Path) -> None:
+    found = {}
+    for alphas in ((1.0, None), (0.2, 1.0), (0.2, None)):
+        alpha, trained = alphas
+        result = train(**{**options, "steps": 2, "output": tmp_path / str(alphas)}, alpha=alpha, trained_alpha=trained)
+        assert result.manifest.pair is not None
+        assert (result.manifest.alpha, result.manifest.pair.alpha) == (alpha, trained or alpha)
+        found[alphas] = load_file(result.path / "adapter_model.safetensors")
+    first, second, third = found.values()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], third[name]) for name in first)
+
+
 def test_an_open_gate_is_told(options: dict[str, Any]) -> None:
     with pytest.warns(UserWarning, match="the gate has not shut: 0% of the retain hold-out stand untouched"):
         train(**{**options, "steps": 3}, gate=True, margin=1e-6, learning_rate=0.01)

@@ -69,6 +69,9 @@ class TrainingOptions:
     gate: Annotated[bool | None, typer.Option("--gate/--no-gate", help="A gate that stays shut elsewhere.", rich_help_panel=MODEL)] = None
     weight: Annotated[float | None, typer.Option("--weight", help="Weight of the uniform or retain loss.", rich_help_panel=MODEL)] = None
     alpha: Annotated[float | None, typer.Option("--alpha", help="Strength of the correction.", rich_help_panel=MODEL)] = None
+    trained_alpha: Annotated[
+        float | None, typer.Option("--trained-alpha", help="That of a pair in training, if another.", rich_help_panel=OBJECTIVE)
+    ] = None
     margin: Annotated[float | None, typer.Option("--margin", min=0.0, help="Dead zone in nats.", rich_help_panel=MODEL)] = None
     filter: Annotated[
         float | None, typer.Option("--filter", help="Least share of the top probability that a candidate needs.", rich_help_panel=MODEL)
