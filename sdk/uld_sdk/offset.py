@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from uld_offset_models.recipes import Recipe
 
 # With those that every method has: what decides the weights.
-_OUTCOME = ("layers", "gate", "gate_rate", "stop_untouched", "margin", "beta", "trainable", "alpha", "trained_alpha", "tail", "virtual_tokens")
+_OUTCOME = (
+    *("layers", "gate", "gate_rate", "stop_untouched", "margin"),
+    *("beta", "trainable", "alpha", "trained_alpha", "tail", "virtual_tokens"),
+)
+_APART = ("objective", "method", "preset", "trainable", "alpha", "trained_alpha", "tail")  # in fields of the manifest's own
 _MARGIN = 0.5  # nats: what a pair without a margin is measured at
 _SHUT = 0.5  # share of the hold-out that should stand untouched when a gate has shut
 
@@ -139,7 +143,7 @@ def _manifest(prepared: Prepared, trained: Trained, pair: "OffsetPair", source: 
     recipe = prepared.recipe
     return Manifest(
         method="offset",
-        **account(prepared, trained, losses=("forget", "retain"), apart=("objective", "method", "preset", "trainable", "alpha", "trained_alpha", "tail")),
+        **account(prepared, trained, losses=("forget", "retain"), apart=_APART),
         alpha=recipe.alpha,
         margin=recipe.margin,
         filter=recipe.filter,

@@ -83,7 +83,7 @@ def test_what_is_saved_is_what_was_trained(
     assert manifest.method == "offset"
     assert manifest.pair is not None
     assert (manifest.pair.objective, manifest.pair.trainable, manifest.pair.alpha) == ("ga+none", trainable, 1.0)
-    assert (manifest.alpha, manifest.tail, manifest.gate) == (1.0, "complete", gate)
+    assert (manifest.alpha, manifest.tail, manifest.gate) == (0.5 if gate else 1.0, "complete", gate)
     assert manifest.preset == ("offset-gated" if gate else "offset")
     assert (result.path / "gate.safetensors").exists() == gate
     assert json.loads((result.path / "uld.json").read_text(encoding="utf-8")) == manifest.model_dump(mode="json")
@@ -94,7 +94,7 @@ def test_what_is_saved_is_what_was_trained(
     longer = train(
         **{**options, **one, "steps": 9, "output": tmp_path / "longer"}, objective="ga", trainable=trainable, gate=gate, learning_rate=0.005
     )
-    with UnlearnedClient(backend="hf", model=str(tiny_target), assistant=str(result.path), margin=0.0) as client:
+    with UnlearnedClient(backend="hf", model=str(tiny_target), assistant=str(result.path), margin=0.0, alpha=1.0) as client:
         score = client.score(FORGET[0]["question"], FORGET[0]["answer"] + "<|eos|>")
     assert score.exact
     assert np.mean(score.lower) == pytest.approx(longer.history[-1]["forget"], abs=2e-3)
