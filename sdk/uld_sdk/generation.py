@@ -139,6 +139,7 @@ class Answer:
         if touched and settings.on_touched == "refuse":
             report.positions += 1
             self.finish = "refusal"
+            self._trace(drafted, drafted, reading, touched=True, exact=True)
             return None, False
         chosen, exact, bound = drafted, True, 0.0
         if not stands_unseen(reading, settings.rule, settings.mode):
@@ -153,12 +154,15 @@ class Answer:
         report.largest_bound = max(report.largest_bound, bound)
         changed = touched and chosen != drafted
         report.changed += changed
-        if settings.trace:
-            self.steps.append(Step.at(self.backend.tokenizer, chosen, drafted, reading, touched=touched, exact=exact))
+        self._trace(chosen, drafted, reading, touched=touched, exact=exact)
         stands = chosen == drafted
         self._rewritten |= not stands
         report.accepted += stands
         return self._emit(chosen, stands=stands), stands
+
+    def _trace(self, chosen: int, drafted: int, reading: Any, *, touched: bool, exact: bool) -> None:
+        if self.settings.trace:
+            self.steps.append(Step.at(self.backend.tokenizer, chosen, drafted, reading, touched=touched, exact=exact))
 
     async def _inform(self, reading: Any, top: TopLogprobs) -> None:
         """A small model of another vocabulary may have to look at the reported tokens before it can tell what it moves."""
@@ -190,10 +194,8 @@ class Answer:
     def _choose(self, verdict: Verdict, drafted: int) -> int:
         """The best token after which the server can go on; at a touched position never a draft that is not the best of all."""
         for token in verdict.ranking:
-            if token == drafted:
-                if token == verdict.token or not verdict.touched:
-                    return token
-            elif self._sendable(token):
+            own = token == verdict.token or not verdict.touched
+            if own if token == drafted else self._sendable(token):
                 return token
         raise RequestRejected(
             "no token that may stand here can be sent back to this server as text",
@@ -202,9 +204,8 @@ class Answer:
 
     def _sendable(self, token: int) -> bool:
         """Whether an answer may go on after this token; where none can go on at all, the next request says so."""
-        if token in self.end_ids or not self.capabilities.continues:
-            return True
-        return self.backend.resume([*self.written.prefix, token]) is not None
+        alone = token in self.end_ids or not self.capabilities.continues
+        return alone or self.backend.resume([*self.written.prefix, token]) is not None
 
     def _emit(self, token: int, *, stands: bool) -> Piece:
         if self.report.seconds_first_token is None:

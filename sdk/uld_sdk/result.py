@@ -99,7 +99,11 @@ class Result:
 
     @property
     def untouched(self) -> bool:
-        """Whether every position is proved untouched: the answer is the remote's own, token for token."""
+        """Whether every position is proved untouched.
+
+        Greedy and in pass-through the answer is then the remote's own, token for token. With a seed (mode match) it is drawn here, from
+        the remote's own probabilities alone; `report.largest_bound` tells how far the top k is from the whole distribution.
+        """
         return self.finish_reason != "refusal" and self.report.untouched == self.report.positions
 
     def to_dict(self) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def test_inspect_shows_what_the_server_can_do(
     assert document["assistant"]["method"] == "uld"
     shown = run("inspect", "-b", backend, "-u", url, "-a", tiny_artifact)
     assert "the assistant fits the server" in shown.stdout
-    assert "top_logprobs" in shown.stdout
+    assert "log-probabilities a token" in shown.stdout
 
 
 def test_a_cap_below_the_default_is_told_by_inspect_and_the_report(run: Run, tiny_target: Path, tiny_artifact: Path) -> None:

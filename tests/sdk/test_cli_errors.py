@@ -127,8 +127,7 @@ def test_an_artifact_for_another_tokenizer(serving: Any, tiny_artifact: Path, tm
         assert "token" in told
         both = ["-b", "vllm", "-u", server.url, "--tokenizer", str(other), "-a", str(tiny_artifact)]
         outcome = CliRunner().invoke(app, ["inspect", *both, "--json"])
-    assert outcome.exit_code == 1
-    assert json.loads(outcome.stdout)["fits"] is False
+    assert json.loads(outcome.stdout)["fits"] is True, "named, the other tokenizer is bridged"
 
 
 def test_an_artifact_for_another_base(vllm_server: Any, tiny_artifact: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from uld_adapters.errors import (
 )
 from uld_adapters.served import CapabilityWarning
 from uld_sdk import AsyncUnlearnedClient, UnlearnedClient
+from uld_sdk.cli.output import report_facts
 from uld_sdk.sampling import Sampling
 
 PROMPT = "Who wrote the book about the sea?"
@@ -87,12 +88,28 @@ def test_pass_through_leaves_untouched_answers_to_the_server(name: str, request:
 
 def test_refuse_answers_the_refusal_as_soon_as_the_assistant_moves(vllm_server: Any, tiny_artifact: Path) -> None:
     options: dict[str, Any] = {"backend": "vllm", "base_url": vllm_server.url, "assistant": str(tiny_artifact)}
-    with UnlearnedClient(**options, margin=1e-6, on_touched="refuse", refusal="No.") as made:
+    with UnlearnedClient(**options, margin=1e-6, on_touched="refuse", refusal="No.", trace=True) as made:
         result = made.generate(PROMPT, max_new_tokens=12)
         pieces = list(made.stream(PROMPT, max_new_tokens=12))
     assert (result.text, result.finish_reason, result.token_ids, result.untouched) == ("No.", "refusal", (), False)
     assert pieces[-1].replaces
     assert pieces[-1].text == "No."
+    assert [step.touched for step in result.report.trace] == [False] * result.report.untouched + [True], (
+        "the token that was refused is told"
+    )
+
+
+def test_an_untouched_answer_with_a_seed_is_drawn_here(vllm_server: Any, tiny_artifact: Path) -> None:
+    options: dict[str, Any] = {"backend": "vllm", "base_url": vllm_server.url, "assistant": str(tiny_artifact), "top_logprobs": 5}
+    with UnlearnedClient(**options, margin=50.0) as made:
+        drawn = made.generate(PROMPT, max_new_tokens=12, temperature=1.5, seed=4)
+        greedy = made.generate(PROMPT, max_new_tokens=12)
+    assert drawn.untouched
+    assert greedy.untouched
+    assert drawn.report.accepted < drawn.report.positions
+    assert drawn.report.largest_bound > 0 == greedy.report.largest_bound
+    assert "drawn here" in str(report_facts(drawn)["the answer is the model's own"])
+    assert report_facts(greedy)["the answer is the model's own"] == "yes"
 
 
 @pytest.mark.parametrize("name", ["tgi", "vllm", "llamacpp"])

@@ -147,7 +147,7 @@ async def test_spoiled_answers_are_right_or_raise(name: str, worker: SmallWorker
     assert len(ends) == 1 + len(KINDS_OF_ANSWER) + len(DRAFTS), f"some answers never came through: {ends}"
 
 
-@pytest.mark.parametrize(("name", "faults"), [("tgi", 80), ("vllm", 40)])
+@pytest.mark.parametrize(("name", "faults"), [("tgi", 80), ("vllm", 100)])
 async def test_what_a_server_sampled_is_verified_whatever_is_spoiled(
     name: str, faults: int, worker: SmallWorker, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

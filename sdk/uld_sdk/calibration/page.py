@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from uld_sdk.calibration.result import CalibrationResult
 
 SUFFIXES = (".html", ".svg", ".png")
+SETTINGS = ("alpha", "margin", "filter")
 COLUMNS = {
     "alpha": "alpha",
     "margin": "margin (nats)",
@@ -66,9 +67,9 @@ def verdict(result: "CalibrationResult") -> str:
     return f"chosen: {values}: {shares}"
 
 
-def cell(value: float | None) -> str:
-    """A figure in a table."""
-    return "-" if value is None else f"{value:.3g}"
+def cell(name: str, value: float | None) -> str:
+    """A figure in a table: settings as they are, shares and nats to a hundredth."""
+    return "-" if value is None else f"{value:g}" if name in SETTINGS else f"{value:.2f}"
 
 
 def write_plot(path: Path, result: "CalibrationResult") -> None:
@@ -88,7 +89,7 @@ def _page(result: "CalibrationResult", plot: str) -> str:
     for point in result.points:
         state = "chosen" if point == result.chosen else "nearest" if result.chosen is None and point == result.nearest else ""
         values = point.to_dict()
-        lines.append(f'<tr class="{state}">' + "".join(f"<td>{cell(values[name])}</td>" for name in COLUMNS) + "</tr>")
+        lines.append(f'<tr class="{state}">' + "".join(f"<td>{cell(name, values[name])}</td>" for name in COLUMNS) + "</tr>")
     return _PAGE.substitute(
         name=escape(result.path.name),
         said=escape(verdict(result)),

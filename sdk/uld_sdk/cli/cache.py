@@ -104,7 +104,7 @@ def _asked(cost: "Cost") -> bool:
     """Announce what is to come, and let the user decide; without a terminal nobody can."""
     _told(cost)
     if not sys.stdin.isatty():
-        raise UsageError("nobody is there to say whether that may be", hint="add --yes")
+        raise UsageError(f"{cost.requests} requests need your consent, and this is no terminal to give it on", hint="add --yes")
     return typer.confirm("go on?", default=True, err=True)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from uld_sdk.cli.options import UNLEARNING, Json, ServerOptions, spread
-from uld_sdk.cli.output import note, print_json, stdout, table, working
+from uld_sdk.cli.output import figures, note, print_json, stdout, working
 
 if TYPE_CHECKING:
     from uld_sdk.calibration.result import CalibrationResult
@@ -105,13 +105,15 @@ def calibrate(server: ServerOptions, options: CalibrationOptions, as_json: Json 
 
 
 def trade_off(result: "CalibrationResult") -> Any:
-    """The table of all points; the chosen one (or the nearest) is marked, and the artifact's own until now."""
+    """The table of all points; the chosen one (or the nearest) is marked, and the artifact's own until now. One filter needs no column."""
     from uld_sdk.calibration.page import COLUMNS, cell
 
+    filters = {point.filter for point in result.points}
+    shown = [name for name in COLUMNS if name != "filter" or len(filters) > 1]
     rows = []
     for point in result.points:
         values = point.to_dict()
         marks = ["chosen"] if point == result.chosen else ["nearest"] if result.chosen is None and point == result.nearest else []
         marks += ["until now"] if point.rule == result.before else []
-        rows.append((*(cell(values[name]) for name in COLUMNS), ", ".join(marks)))
-    return table("", (*COLUMNS.values(), ""), rows)
+        rows.append((*(cell(name, values[name]) for name in shown), "\n".join(marks)))
+    return figures((*(COLUMNS[name] for name in shown), ""), rows)

@@ -9,6 +9,19 @@ from uld_adapters.errors import ArtifactError, TokenizerMismatch, UsageError
 from uld_sdk.cli.options import ClientOptions, Json, spread
 from uld_sdk.cli.output import facts, print_json, stdout, working
 
+WORDS = {
+    "top_logprobs": "log-probabilities a token",
+    "top_logprobs_cap": "the server's cap on them",
+    "processed": "they come after temperature and cuts",
+    "ids_in": "takes token ids",
+    "ids_out": "tells token ids",
+    "continues": "goes on from a given answer",
+    "scoring": "scores a given text by",
+    "sampling": "samples with",
+    "exclusive": "of these only one at a time",
+    "context": "context in tokens",
+}
+
 
 @spread
 def inspect(client: ClientOptions, as_json: Json = False) -> None:
@@ -29,7 +42,7 @@ def inspect(client: ClientOptions, as_json: Json = False) -> None:
         print_json(found)
     else:
         if "server" in found:
-            stdout().print(facts("server", found["server"]))
+            stdout().print(facts("server", {WORDS.get(name, name): value for name, value in found["server"].items()}))
         for each in told:
             stdout().print(facts("assistant", each))
         if "fits" in found:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,8 @@ def working(what: str) -> Iterator[None]:
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = stderr()
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True) as progress:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         progress.add_task(what, total=None)
         yield
 
@@ -95,6 +97,19 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Sequence[object]]) 
     return made
 
 
+def figures(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> "Table":
+    """A table of many narrow columns: headings fold at their words, figures never."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    made = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
+    for column in columns:
+        made.add_column(column.replace(" ", "\n"), no_wrap=True, vertical="bottom")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
 def facts(title: str, values: dict[str, object]) -> "Table":
     """A table of two columns without a header: what, and how much."""
     made = table(title, ("", ""), values.items())
@@ -115,17 +130,25 @@ def _shown(value: object) -> str:
 
 
 def print_stream(pieces: "Iterable[Piece]", *, live: bool) -> "Result":
-    """Write an answer to stdout, piece by piece if `live`, else at its end: a refusal takes back what came before it."""
+    """Write an answer to stdout, piece by piece if `live`, else at its end: a refusal takes back what came before it.
+
+    On a terminal control characters show as escapes: no answer moves the cursor.
+    """
+    plain = _visible if sys.stdout.isatty() else str
     result = None
     for piece in pieces:
         result = piece.result or result
         if live:
-            sys.stdout.write(piece.text)
+            sys.stdout.write(plain(piece.text))
             sys.stdout.flush()
     if result is None:
         raise StreamInterrupted("the answer ended without a result", hint="ask again")
-    print("" if live else result.text, flush=True)
+    print("" if live else plain(result.text), flush=True)
     return result
+
+
+def _visible(text: str) -> str:
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
 
 
 def report_facts(result: "Result") -> dict[str, object]:
@@ -145,8 +168,16 @@ def report_facts(result: "Result") -> dict[str, object]:
         "seconds (server, small model, total)": f"{report.seconds_server:.2f}, {report.seconds_small:.2f}, {report.seconds_total:.2f}",
         "mode": report.mode,
         "tokens compared by": report.alignment,
-        "the answer is the model's own": result.untouched,
+        "the answer is the model's own": _whose(result),
     }
+
+
+def _whose(result: "Result") -> str:
+    report = result.report
+    if not result.untouched:
+        return "no"
+    drawn = report.mode == "match" and report.accepted < report.positions
+    return "drawn here from its own probabilities alone, with the seed" if drawn else "yes"
 
 
 def trace_table(result: "Result") -> "Table":
