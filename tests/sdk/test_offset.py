@@ -202,7 +202,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_resuming_ends_where_an_unbroken_run_ends(
 
     with pytest.raises(TrainingError, match=r"interrupted after [34] of 6 steps; the checkpoint is kept"):
         train(**options, on_progress=interrupt)
-    with pytest.raises(UsageError, match=r"another run: alpha was 1\.0, now 2\.0"):
+    with pytest.raises(UsageError, match=r"another run: alpha was 0\.5, now 2\.0"):
         train(**{**options, "alpha": 2.0}, resume=True)
     resumed = train(**options, resume=True)
     assert [entry["loss"] for entry in resumed.history] == pytest.approx([entry["loss"] for entry in unbroken.history], abs=1e-5)
