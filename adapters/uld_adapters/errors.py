@@ -10,7 +10,7 @@ UldError
 │   ├── StreamInterrupted       the answer broke off                                retryable
 │   ├── MalformedAnswer         the answer cannot be trusted                        retryable
 │   ├── AuthenticationFailed    401 or 403
-│   ├── ModelNotFound           404
+│   ├── ModelNotFound           404 or 405
 │   ├── RequestRejected         any other 4xx
 │   │   └── ContextExceeded     prompt and answer do not fit the context
 │   ├── LogprobsUnavailable     the server reports no log-probabilities
@@ -106,7 +106,9 @@ class AuthenticationFailed(BackendError):
 
 
 class ModelNotFound(BackendError):
-    """HTTP 404: no such model or route."""
+    """HTTP 404 or 405: no such model or, with `missing_route`, no such route."""
+
+    missing_route = False
 
 
 class RequestRejected(BackendError):

@@ -30,6 +30,8 @@ from uld_adapters.errors import (
 FIRST_WAIT = 0.25  # seconds
 LONGEST_WAIT = 60.0  # seconds; a server that asks for more is not waited for any longer
 _CONTEXT = re.compile(r"context (length|size|window)|max_new_tokens` must be <=|max_total_tokens|exceed_context", re.IGNORECASE)
+_MODEL = re.compile(r"\bmodel\b", re.IGNORECASE)  # what a 404 speaks of; routes are called /models
+_LISTED = "check model=... (--model); the server lists its models at GET /v1/models"
 
 
 @dataclass
@@ -91,15 +93,21 @@ def error_for(status: int, body: bytes, headers: httpx.Headers, url: str) -> Bac
     facts: dict[str, Any] = {"status": status, "request_id": headers.get("x-request-id")}
     if status in (401, 403):
         return AuthenticationFailed(f"{url} refused the key ({status}): {text}", hint="pass api_key=... or --api-key", **facts)
-    if status == 404:
-        return ModelNotFound(f"{url} not found: {text}", hint="check base_url and the model's name (uld-sdk inspect lists them)", **facts)
+    if status in (404, 405):
+        if _MODEL.search(text):
+            return ModelNotFound(f"{url} knows no such model: {text}", hint=_LISTED, **facts)
+        missing = ModelNotFound(f"{url} not found: {text}", hint="check --backend and --base-url (with openai --route, too)", **facts)
+        missing.missing_route = True
+        return missing
     if status in (408, 409, 429) or status >= 500:
         busy = ServerBusy(f"{url} answered {status}: {text}", hint="the server is overloaded or failing; try later", **facts)
         busy.retry_after = _retry_after(headers)
         return busy
     if _CONTEXT.search(text):
         return ContextExceeded(f"the request does not fit the context: {text}", hint="shorten the prompt or lower max_new_tokens", **facts)
-    return RequestRejected(f"{url} rejected the request ({status}): {text}", **facts)
+    return RequestRejected(
+        f"{url} rejected the request ({status}): {text}", hint="change what the server names, or check that --backend fits it", **facts
+    )
 
 
 class HttpClient:
@@ -117,7 +125,9 @@ class HttpClient:
         max_retries: int = 4,
         http_client: httpx.AsyncClient | None = None,
     ) -> None:
-        if not base_url or not base_url.startswith(("http://", "https://")):
+        if not base_url:
+            raise UsageError("no base_url was given", hint='pass base_url="http://host:port" (--base-url, or ULD_BASE_URL)')
+        if not base_url.startswith(("http://", "https://")):
             raise UsageError(f"base_url {base_url!r} is not an http address", hint='pass base_url="http://host:port"')
         try:
             address = httpx.URL(base_url)
@@ -157,8 +167,8 @@ class HttpClient:
         """The retry rule as a tenacity controller."""
         return AsyncRetrying(stop=stop_after_attempt(self.max_retries + 1), wait=_wait, retry=retry_if_exception(retryable), reraise=True)
 
-    async def request(self, method: str, path: str, body: Any = None) -> Any:
-        """One JSON answer."""
+    async def request(self, method: str, path: str, body: Any = None, *, patient: bool = True) -> Any:
+        """One JSON answer; tried once only, if not `patient`."""
 
         async def once() -> Any:
             async with self._open(method, path, body) as response:
@@ -168,7 +178,7 @@ class HttpClient:
             except ValueError as error:
                 raise MalformedAnswer(f"{path} did not answer in JSON: {content[:200]!r}") from error
 
-        return await self.retrying()(once)
+        return await (self.retrying()(once) if patient else once())
 
     async def events(self, path: str, body: Any) -> AsyncGenerator[Any]:
         """The JSON of each server-sent event as it arrives; never retries, for part of the answer may have been used."""

@@ -40,8 +40,12 @@ class HuggingFaceBackend:
         base_url: str | None = None,
         **server_options: Any,
     ) -> None:
-        if model is None or base_url is not None:
-            raise UsageError("the hf backend runs a local model", hint="pass model=... (a folder or hub name) and no base_url")
+        if model is None:
+            raise UsageError("the hf backend runs a local model, and none was named", hint="pass model=... (--model): a folder or hub name")
+        if base_url is not None:
+            raise UsageError(
+                "the hf backend runs a local model", hint="leave base_url out (--base-url, ULD_BASE_URL), or name another backend"
+            )
         if dtype is not None and dtype not in DTYPES:
             raise UnknownName("dtype", dtype, DTYPES)
         self._source, self._tokenizer_source = model, tokenizer

@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 
 from uld_adapters.backend import Capabilities, ServerSampling
-from uld_adapters.errors import BackendError, LogprobsUnavailable, MalformedAnswer, RequestRejected, TokenizerMismatch, UsageError
+from uld_adapters.dialects import wrong_backend
+from uld_adapters.errors import (
+    BackendError,
+    LogprobsUnavailable,
+    MalformedAnswer,
+    RequestRejected,
+    TokenizerMismatch,
+    UldError,
+    UsageError,
+)
 from uld_adapters.http import HttpClient
 from uld_adapters.logprobs import Draft, FinishReason, Score, TopLogprobs
 from uld_adapters.vocabulary.plain_tokenizer import open_tokenizer
@@ -68,7 +77,13 @@ class ServedBackend(ABC):
     async def probe(self) -> Capabilities:
         """Find out what the server can do, once; the answer is kept."""
         if self._capabilities is None:
-            self._capabilities = await self._inspect()
+            try:
+                self._capabilities = await self._inspect()
+            except UldError as error:
+                mistaken = await wrong_backend(self.http, self.name, error)
+                if mistaken is None:
+                    raise
+                raise mistaken from error
         return self._capabilities
 
     @abstractmethod

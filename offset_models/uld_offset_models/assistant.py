@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _WEIGHTS = "*.safetensors"
 _HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+_CONFIG = ("config.json",)
 _LOGIT_CHANGERS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
@@ -78,24 +79,44 @@ def load_base(
         model = load_gguf_model(path, layers=layers, dtype=dtype)
         tokenizer = load_base_tokenizer(path)
     else:
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
         tokenizer = load_base_tokenizer(path)
-        try:
-            config = AutoConfig.from_pretrained(str(path))
-            truncate_config(config, layers)
-            with _quiet():  # the layers left out are meant to be unused
-                model = AutoModelForCausalLM.from_pretrained(str(path), config=config, dtype=dtype, use_safetensors=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise UsageError(
-                f"no causal language model could be loaded from {base}: {str(error).splitlines()[0]}",
-                hint="--base needs a folder with config.json and *.safetensors, a hub name or a .gguf file",
-            ) from error
+        config = _config(base, path, layers)
+        with _loading(base), _quiet():  # the layers left out are meant to be unused
+            model = AutoModelForCausalLM.from_pretrained(str(path), config=config, dtype=dtype, use_safetensors=True)
     if changed := [name for name in _LOGIT_CHANGERS if getattr(model.config, name, None) not in (None, 1, 1.0)]:
         raise UsageError(f"{base} changes its logits after the head ({', '.join(changed)})", hint="choose a base with a plain linear head")
     model.requires_grad_(False)
     model.config.use_cache = True
     return model.to(device).eval(), tokenizer
+
+
+def check_base(base: str | Path, *, layers: int | None = None) -> None:
+    """Refuse a base that is not there, or has not so many layers, without its weights; raises `UsageError`."""
+    path = resolve_base(base, files=_CONFIG)
+    if path.suffix != ".gguf":
+        _config(base, path, layers)
+
+
+def _config(base: str | Path, path: Path, layers: int | None) -> Any:
+    from transformers import AutoConfig
+
+    with _loading(base):
+        config = AutoConfig.from_pretrained(str(path))
+    truncate_config(config, layers)
+    return config
+
+
+@contextmanager
+def _loading(base: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"no causal language model could be loaded from {base}: {str(error).splitlines()[0]}",
+            hint="--base needs a folder with config.json and *.safetensors, a hub name or a .gguf file",
+        ) from error
 
 
 def load_base_tokenizer(path: Path) -> "PreTrainedTokenizerFast":
@@ -106,8 +127,8 @@ def load_base_tokenizer(path: Path) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
-def resolve_base(base: str | Path) -> Path:
-    """The local folder or GGUF file behind `base`; a hub name is fetched (weights as safetensors only)."""
+def resolve_base(base: str | Path, *, files: Sequence[str] = _HUB_FILES) -> Path:
+    """The local folder or GGUF file behind `base`; of a hub name these files are fetched (weights as safetensors only)."""
     path = Path(base).expanduser()
     if path.exists():
         return path
@@ -116,7 +137,7 @@ def resolve_base(base: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(base), allow_patterns=list(_HUB_FILES)))
+        return Path(snapshot_download(str(base), allow_patterns=list(files)))
     except Exception as error:  # offline, unknown and gated repositories raise unrelated classes
         raise UsageError(
             f"the base {base} is neither a local path nor a hub model that can be fetched ({type(error).__name__})",

@@ -32,22 +32,31 @@ def keep(output: Path, save: Callable[[], Saved], *, trained: Checkpoint) -> Sav
     return saved
 
 
+_SECRET = "delete it when done: it remembers the forget set"
+
+
 def _rescue(output: Path, trained: Checkpoint) -> tuple[str, str]:
     """Where the trained weights are now, and how to go on from there."""
     earlier = checkpoint_folder(output).exists()
     try:
         folder = save_checkpoint(output, trained)
-        return f"the trained weights are kept at {folder}", "free some space and run the same command with --resume: it finishes at once"
+        return (
+            f"the trained weights are kept at {folder}; {_SECRET}",
+            "free some space and run the same command with --resume: it finishes at once",
+        )
     except SaveFailed:
         room = Path(tempfile.mkdtemp(prefix="uld-"))
     try:
         folder = save_checkpoint(room / output.name, trained)
         return (
-            f"the trained weights are kept at {folder}",
+            f"the trained weights are kept at {folder}; {_SECRET}",
             f"run the same command with --resume -o {room / output.name}: it finishes at once",
         )
     except SaveFailed:
         shutil.rmtree(room, ignore_errors=True)
     if earlier:
-        return "an earlier checkpoint is left", "free some space and run the same command with --resume to go on from it"
+        return (
+            f"an earlier checkpoint is left at {checkpoint_folder(output)}; {_SECRET}",
+            "free some space and run the same command with --resume to go on from it",
+        )
     return "nor was there room for the trained weights anywhere else", "free some space or choose another -o/--output, and train again"

@@ -1,5 +1,6 @@
 """Recipes: every setting of a training run, from a preset, a YAML file and the caller's own words, in rising order."""
 
+from collections.abc import Callable, Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -92,9 +93,7 @@ class Recipe(BaseModel):
 
 
 def preset_values(name: str) -> dict[str, Any]:
-    """The settings of a preset; raises `UnknownName`."""
-    if name not in PRESETS:
-        raise UnknownName("preset", name, PRESETS)
+    """The settings of one of the `PRESETS`."""
     text = (resources.files("uld_offset_models") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
     return _mapping(text, f"preset {name}")
 
@@ -119,12 +118,23 @@ def resolve(*, recipe: str | Path | None = None, preset: str | None = None, **se
     and within one of the three steps win.
     """
     written = read_recipe(recipe) if recipe is not None else {}
+    from_file = {name for name in written if settings.get(name) is None} - ({"preset"} if preset else set())
+
+    def place(name: str) -> str:
+        """Where a setting was made, in the words of who made it."""
+        return f"{name} in the recipe {recipe}" if name in from_file else f"--{name.replace('_', '-')}"
+
+    def unknown(what: str, name: str, value: Any, known: Iterable[str]) -> UnknownName:
+        return UnknownName(f"{what} in the recipe {recipe}:" if name in from_file else what, str(value), known)
+
     method = settings.get("method") or written.get("method")
     if method is not None and str(method) not in METHODS:
-        raise UnknownName("method", str(method), METHODS)
+        raise unknown("method", "method", method, METHODS)
     gated = written.get("gate") if settings.get("gate") is None else settings["gate"]
     usual = "offset-gated" if method == "offset" and gated else METHODS[method or "uld"]
     preset = str(preset or written.get("preset") or usual)
+    if preset not in PRESETS:
+        raise unknown("preset", "preset", preset, PRESETS)
     own = preset_values(preset)
     values = dict(own)
     for layer in (written, settings):
@@ -133,34 +143,37 @@ def resolve(*, recipe: str | Path | None = None, preset: str | None = None, **se
             values |= {"steps": None, "min_steps": 1}
         values |= said
     values["preset"] = preset
-    _check_method(values, own, preset)
+    _check_method(values, own, preset, place)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise UnknownName("setting", name, Recipe.model_fields) from error
-        raise UsageError(f"{name}: {first['msg']} (got {first['input']!r})", hint=f"correct --{name.replace('_', '-')}") from error
+            raise unknown("setting", name, name, Recipe.model_fields) from error
+        raise UsageError(f"{name}: {first['msg']} (got {first['input']!r})", hint=f"correct {place(name)}") from error
 
 
-def _check_method(values: dict[str, Any], own: dict[str, Any], preset: str) -> None:
-    """Refuse a preset of another method, settings that the method has no use for, and an objective that is none."""
+def _check_method(values: dict[str, Any], own: dict[str, Any], preset: str, place: Callable[[str], str]) -> None:
+    """Refuse a preset of another method, settings that the method has no use for, and an objective that is none.
+
+    `place` says where a setting was made.
+    """
     method = values["method"]
     if method != own["method"]:
         raise UsageError(
-            f"preset {preset} is for --method {own['method']}, not {method}", hint=f"leave out --preset, or take {METHODS[method]}"
+            f"preset {preset} is for --method {own['method']}, not {method}", hint=f"leave out {place('preset')}, or take {METHODS[method]}"
         )
     for name in _OTHERS[method]:
         if values.get(name) != own.get(name):
-            flag = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{flag} is no setting of --method {method}", hint=f"leave {flag} out, or choose another --method")
+            where = place(name)
+            raise UsageError(f"{where} is no setting of --method {method}", hint=f"leave {where} out, or choose another --method")
     for name in ("alpha", "trained_alpha"):
         alpha = values.get(name)
         if isinstance(alpha, int | float) and not alpha > 0:
             raise UsageError(f"{name} is {alpha}", hint=SIGNS[method])
     if values.get("steps") == 0 and values.get("start") is None:
-        raise UsageError("nothing is learned in 0 steps", hint="raise --steps; 0 is for a pair of two given checkpoints (--start)")
+        raise UsageError("nothing is learned in 0 steps", hint=f"raise {place('steps')}; 0 is for a pair of two given checkpoints (--start)")
     if method == "uld":
         return
     if method == "direct" and values.get("trainable") == "p-adapter":
@@ -169,7 +182,7 @@ def _check_method(values: dict[str, Any], own: dict[str, Any], preset: str) -> N
         raise UsageError("a p-adapter stands before the base itself", hint="leave --start out, or choose --trainable lora or full")
     goal = parse_goal(str(values.get("objective")))
     if values.get("refusals") is not None and not goal.refuses:
-        raise UsageError(f"the objective {goal} uses no refusals", hint="leave --refusals out, or choose dpo or relabel")
+        raise UsageError(f"the objective {goal} uses no refusals", hint=f"leave {place('refusals')} out, or choose dpo or relabel")
     if values.get("refusals") is None and goal.refuses:
         raise UsageError(
             f"the objective {goal} trains refusals, and none were given",

@@ -19,11 +19,9 @@ def saving(output: Path) -> Iterator[Path]:
 
     Folder mode 0700, files 0600. Raises `SaveFailed`, which leaves `output` as it was.
     """
-    folder = output.with_name(f".{output.name}.{os.getpid()}.part")
+    folder = _part(output)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(mode=0o700)
+        _make(folder)
         yield folder
         for path in folder.rglob("*"):
             path.chmod(0o700 if path.is_dir() else 0o600)
@@ -48,6 +46,31 @@ def saving(output: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_writable(output: Path, *, hint: str = _ELSEWHERE) -> None:
+    """Make the folder that `output` will lie in and write a byte there, before work that would be lost; raises `SaveFailed`."""
+    folder = _part(output)
+    try:
+        _make(folder)
+        (folder / "room").write_bytes(b"\0")
+    except OSError as error:
+        raise save_failed(output, error, hint=hint) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _part(output: Path) -> Path:
+    return output.with_name(f".{output.name}.{os.getpid()}.part")
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, f"{folder.parent} is no folder") from error
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
 
 
 def _reach_disk(path: Path) -> None:

@@ -37,10 +37,8 @@ class Read:
 
 def read_sets(recipe: "Recipe", sources: tuple[Any, Any], *, perturbed: bool = True) -> Read:
     """Read and check both sets, either of which may be None; without `perturbed` the rows' wrong answers are left out."""
-    from uld_offset_models.artifact import check_output
     from uld_offset_models.data import build_sets, read_rows
 
-    check_output(Path(recipe.output or ""), overwrite=recipe.overwrite)
     forget, retain = (
         [] if source is None else read_rows(source, name=name) for source, name in zip(sources, ("forget", "retain"), strict=True)
     )
@@ -107,19 +105,26 @@ class Prepared:
 def prepare(recipe: "Recipe", read: Read, *, outcome: Iterable[str], more: dict[str, Any], float32: bool = False) -> Prepared:
     """Choose the device, load the base (its weights in `float32` if so said) and encode the data.
 
-    The settings named `outcome` and the values `more` join the run's identity.
+    The settings named `outcome` and the values `more` join the run's identity. What is cheap to find wrong is told before the base is
+    loaded, and the output last of it: another place for it mends nothing else.
     """
     import torch
     from accelerate import PartialState
 
-    from uld_offset_models.assistant import base_fingerprint, load_base
+    from uld_offset_models.artifact import check_output
+    from uld_offset_models.assistant import base_fingerprint, check_base, load_base
     from uld_offset_models.data import data_hash
     from uld_offset_models.device import choose_device, choose_dtype
     from uld_offset_models.encoding import encode, uses_chat_template
+    from uld_offset_models.saving import check_writable
 
+    output = Path(recipe.output or "")
     device = choose_device(recipe.device)
-    PartialState(cpu=device == "cpu")  # several processes meet here, if there are several
     dtype = choose_dtype(recipe.dtype, device)
+    check_base(recipe.base or "", layers=recipe.layers)
+    check_output(output, overwrite=recipe.overwrite)
+    check_writable(output)
+    PartialState(cpu=device == "cpu")  # several processes meet here, if there are several
     began = time.perf_counter()
     base, tokenizer = load_base(recipe.base or "", layers=recipe.layers, dtype=torch.float32 if float32 else dtype, device=device)
     chat = uses_chat_template(tokenizer, wanted=recipe.chat_template)
@@ -136,7 +141,6 @@ def prepare(recipe: "Recipe", read: Read, *, outcome: Iterable[str], more: dict[
         "base": base_fingerprint(recipe.base or ""),
         **{name: data_hash(rows) for name, rows in zip(("forget", "retain"), read.rows, strict=True)},
     }
-    output = Path(recipe.output or "")
     return Prepared(recipe, output, base, tokenizer, chat, dtype, longest, forget, retain, holdout, total, identity, began)
 
 

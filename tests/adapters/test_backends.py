@@ -169,9 +169,10 @@ async def test_retries_end(make: Any) -> None:
 
 async def test_a_page_that_is_not_there(make: Any) -> None:
     backend, bodies = make("llamacpp", (404, '{"error": "nothing here"}'))
-    with pytest.raises(ModelNotFound, match="nothing here"):
-        await backend.probe()
+    with pytest.raises(ModelNotFound, match="nothing here") as caught:
+        await backend.draft([289], 1)
     assert len(bodies) == 1
+    assert caught.value.hint == "check --backend and --base-url (with openai --route, too)"
 
 
 def test_retry_after_is_honoured() -> None:

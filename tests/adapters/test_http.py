@@ -7,11 +7,18 @@ from uld_adapters.errors import MalformedAnswer, UsageError
 from uld_adapters.http import HttpClient
 
 
-@pytest.mark.parametrize("address", ["http://[::1", "http://", "http://host:port", "http://host:99999", "https://", "host:80", "", None])
+@pytest.mark.parametrize("address", ["http://[::1", "http://", "http://host:port", "http://host:99999", "https://", "host:80"])
 def test_an_address_that_is_none(address: str | None) -> None:
     with pytest.raises(UsageError, match="base_url") as caught:
         HttpClient(address)
     assert 'base_url="http://host:port"' in caught.value.hint
+
+
+@pytest.mark.parametrize("address", ["", None])
+def test_no_address(address: str | None) -> None:
+    with pytest.raises(UsageError, match="no base_url was given") as caught:
+        HttpClient(address)
+    assert caught.value.hint == 'pass base_url="http://host:port" (--base-url, or ULD_BASE_URL)'
 
 
 @pytest.mark.parametrize("address", ["http://[::1]:8080", "https://host/v1", "http://10.0.0.1"])

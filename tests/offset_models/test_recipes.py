@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,6 +78,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="learning_rte") as caught:
         resolve(recipe=file)
     assert "learning_rate" in caught.value.hint
+    assert f"unknown setting in the recipe {file}: 'learning_rte'; known: " in caught.value.message
     with pytest.raises(UsageError, match="rank") as wrong:
         resolve(rank=0)
     assert "--rank" in wrong.value.hint
@@ -93,6 +95,28 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         resolve(seed=2**32)
     with pytest.raises(UsageError, match="cannot be read"):
         resolve(recipe=tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "message", "hint"),
+    [
+        ("weight: abc", {}, "weight: Input should be a valid number", "correct weight in the recipe {file}"),
+        ("weight: abc", {"weight": -1.0}, "weight: Input should be greater than or equal to 0", "correct --weight"),
+        ("lora-alpha: 0", {}, "lora_alpha: Input", "correct lora_alpha in the recipe {file}"),
+        ("preset: gatd", {}, "unknown preset in the recipe {file}: 'gatd'", "did you mean 'gated'?"),
+        ("preset: gated", {"preset": "papr"}, "unknown preset 'papr'", "did you mean 'paper'?"),
+        ("method: dirct", {}, "unknown method in the recipe {file}: 'dirct'", "did you mean 'direct'?"),
+        ("beta: 0.5", {}, "beta in the recipe {file} is no setting of --method uld", "leave beta in the recipe {file} out, or"),
+        ("preset: paper", {"method": "direct"}, "preset paper is for --method uld", "leave out preset in the recipe {file}, or"),
+    ],
+)
+def test_a_mistake_is_told_where_it_was_made(tmp_path: Path, text: str, flags: dict[str, Any], message: str, hint: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text + "\n", encoding="utf-8")
+    with pytest.raises(UsageError) as caught:
+        resolve(recipe=file, **flags)
+    assert message.format(file=file) in caught.value.message
+    assert hint.format(file=file) in caught.value.hint
 
 
 def test_a_pair_has_a_preset_of_its_own_and_a_gated_one_another(tmp_path: Path) -> None:

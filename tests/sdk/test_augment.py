@@ -300,8 +300,19 @@ def test_what_is_there_stays_unless_told_otherwise(tokenizer: Any, forget: Path,
         augment(forget=forget, output=tmp_path / "out.jsonl", backend=backend)
     assert backend.asked.total() == 0
     assert (tmp_path / "out.jsonl").read_text(encoding="utf-8") == "mine"
-    with pytest.raises(SaveFailed, match="could not be written"):
-        augment(forget=forget, output=forget / "out.jsonl", offline=True)
+
+
+def test_what_cannot_be_written_is_told_before_anything_is_asked(tokenizer: Any, forget: Path, tmp_path: Path) -> None:
+    backend = Scripted(tokenizer, good)
+    elsewhere = tmp_path / "elsewhere.cache"
+    with pytest.raises(SaveFailed, match=r"out\.jsonl could not be written: .*forget\.jsonl is no folder") as caught:
+        augment(forget=forget, output=forget / "out.jsonl", backend=backend, cache=elsewhere)
+    assert "choose another -o/--output" in caught.value.hint
+    with pytest.raises(SaveFailed, match=r"kept\.jsonl could not be written: .*forget\.jsonl is no folder") as caught:
+        augment(forget=forget, output=tmp_path / "out.jsonl", retain_out=forget / "kept.jsonl", backend=backend, cache=elsewhere)
+    assert "choose another --retain-out" in caught.value.hint
+    assert backend.asked.total() == 0
+    assert not elsewhere.exists()
 
 
 def test_bad_sets_are_named_with_their_line(tokenizer: Any, tmp_path: Path) -> None:

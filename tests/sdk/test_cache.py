@@ -25,6 +25,7 @@ from uld_adapters.errors import (
     DataError,
     LogprobsUnavailable,
     RequestRejected,
+    SaveFailed,
     TokenizerMismatch,
     UldError,
     UsageError,
@@ -248,6 +249,13 @@ def test_what_cannot_be_scored_is_told_before_a_server_is_asked(
         cache(output=tmp_path / "cache", backend=served, **given)
     assert not served.scored
     assert not (tmp_path / "cache").exists()
+
+
+def test_an_output_that_cannot_be_written_is_told_before_a_server_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    with pytest.raises(SaveFailed, match=r"cache could not be written: .*file is no folder") as caught:
+        cache(output=tmp_path / "file" / "cache", forget=FORGET, backend="vllm", base_url="http://127.0.0.1:9", tokenizer="missing")
+    assert "choose another -o/--output" in caught.value.hint
 
 
 def test_no_backend(tmp_path: Path) -> None:

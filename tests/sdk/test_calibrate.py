@@ -1,5 +1,6 @@
 """Calibration: the sweep against a slow reference and the client itself, what is asked of the server, and what is written."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable, Iterable
@@ -18,7 +19,7 @@ import uld_sdk
 from reference import Reference
 from tiny_rows import FORGET, RETAIN, write_rows
 from toy import ROWS, Thought, table
-from uld_adapters.errors import ArtifactMismatch, DataError, LogprobsUnavailable, SaveFailed, UnknownName, UsageError
+from uld_adapters.errors import ArtifactMismatch, DataError, LogprobsUnavailable, SaveFailed, ServerUnreachable, UnknownName, UsageError
 from uld_adapters.logprobs import Score, TopLogprobs
 from uld_adapters.vocabulary.tokens import end_token_ids
 from uld_offset_models.artifact import load_artifact
@@ -381,6 +382,28 @@ def test_a_test_set_is_no_holdout(tiny_artifact: Path, tmp_path: Path) -> None:
 def test_wrong_calls_are_told(options: dict[str, Any], kind: type[Exception], expected: str, tiny_artifact: Path) -> None:
     with pytest.raises(kind, match=expected):
         unreached(tiny_artifact, **options)()
+
+
+def test_what_cannot_be_written_is_told_before_anything_is_asked(
+    tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(UsageError, match=r"--plot .*folder\.html is a folder"):
+        unreached(tiny_artifact, plot=tmp_path / "folder.html")()
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    with pytest.raises(SaveFailed, match=r"a\.html could not be written: .*file is no folder") as caught:
+        unreached(tiny_artifact, plot=tmp_path / "file" / "a.html")()
+    assert "choose another --plot" in caught.value.hint
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(SaveFailed, match=f"{tiny_artifact} could not be written: the disk is full") as caught:
+        unreached(tiny_artifact)()
+    assert "--dry-run" in caught.value.hint
+    with pytest.raises(ServerUnreachable):
+        unreached(tiny_artifact, dry_run=True, max_retries=0)()
 
 
 async def test_inside_a_loop_the_error_says_how(tiny_artifact: Path) -> None:

@@ -58,6 +58,19 @@ def test_every_command_has_a_help_page_that_describes_its_options(run: Run, comm
     assert "--json" in page.stdout
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train", "What is not given comes from the recipe, then from the preset."),
+        ("train", "Largest norm of the gradient; 0 turns it off."),
+        ("augment", "neighbours are then about words and figures only."),
+    ],
+)
+def test_help_says_what_a_flag_does_not_show(run: Run, command: str, words: str) -> None:
+    page = run(command, "--help").stdout.replace("│", " ")
+    assert words in " ".join(page.split())
+
+
 def test_version(run: Run) -> None:
     assert run("--version").stdout == f"uld-sdk {uld_sdk.__version__}\n"
 

@@ -146,6 +146,7 @@ def test_weights_that_cannot_be_saved_are_kept_and_resuming_finishes_at_once(
     for _ in range(2):  # a second failure loses no more than the first
         with pytest.raises(SaveFailed, match=r"the disk is full; the trained weights are kept at .*assistant\.checkpoint") as caught:
             train(**options, resume=(tmp_path / "assistant.checkpoint").exists())
+        assert caught.value.message.endswith("; delete it when done: it remembers the forget set")
         assert "--resume: it finishes at once" in caught.value.hint
         assert {path.name for path in tmp_path.iterdir()} == {"unbroken", "assistant.checkpoint"}
     monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", save)
@@ -179,6 +180,7 @@ def test_weights_for_which_there_is_no_room_beside_the_output_are_kept_elsewhere
     options |= {"output": tmp_path / "full" / "assistant", "checkpoint_every": 100}
     with pytest.raises(SaveFailed, match=r"the disk is full; the trained weights are kept at .*elsewhere") as caught:
         train(**options)
+    assert caught.value.message.endswith("; delete it when done: it remembers the forget set")
     assert list((tmp_path / "full").iterdir()) == []
     named = re.search(r"-o (\S+): it finishes at once", caught.value.hint)
     assert named
@@ -267,6 +269,66 @@ def test_bad_data_and_settings_stop_before_training(options: dict[str, Any], tmp
         train(**options)
     with pytest.raises(UsageError, match="no assistant folder"):
         train(**options, overwrite=True)
+
+
+@pytest.fixture
+def never_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading the base would be an error of its own."""
+    from uld_offset_models import assistant
+
+    def loaded(*_: Any, **__: Any) -> None:
+        raise AssertionError("the base was loaded")
+
+    monkeypatch.setattr(assistant, "load_base", loaded)
+
+
+@pytest.mark.parametrize(("method", "more"), [("uld", {}), ("direct", {}), ("offset", {"target": "base"})])
+def test_an_output_that_cannot_be_written_is_told_before_the_base_is_loaded(
+    options: dict[str, Any], tmp_path: Path, never_loaded: None, method: str, more: dict[str, Any]
+) -> None:
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    options |= {"method": method, "output": tmp_path / "file" / "deep" / "assistant", **dict.fromkeys(more, options["base"])}
+    with pytest.raises(SaveFailed, match=r"assistant could not be written: Not a directory") as caught:
+        train(**options)
+    assert "choose another -o/--output" in caught.value.hint
+    assert caught.value.exit_code == 1
+
+
+def test_a_disk_that_is_full_from_the_start_is_told_at_once(
+    options: dict[str, Any], tmp_path: Path, never_loaded: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(SaveFailed, match="the disk is full"):
+        train(**options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_there_is_told_after_all_that_is_cheap_to_find_wrong(options: dict[str, Any], never_loaded: None) -> None:
+    options["output"].mkdir()
+    (options["output"] / "notes.txt").write_text("mine", encoding="utf-8")
+    wrong = {
+        "--stop-untouched watches a hold-out, and there is none": {"holdout": 0, "stop_untouched": 0.9},
+        "the base .* does not exist": {"base": str(options["output"].parent / "missing")},
+        "neither a local path nor a hub model": {"base": "missing"},
+        "no causal language model could be loaded": {"base": str(options["output"])},
+        "layers=9 does not fit a base of 2 layers": {"layers": 9},
+        "unknown device": {"device": "abacus"},
+        "overlaps": {"retain": [*RETAIN, FORGET[0]]},
+        "already exists": {},
+    }
+    for message, more in wrong.items():
+        with pytest.raises((UsageError, DataError), match=message):
+            train(**{**options, **more})
+
+
+def test_a_clip_of_0_turns_clipping_off(options: dict[str, Any], tmp_path: Path) -> None:
+    trained = [weights(train(**{**options, "output": tmp_path / str(clip), "clip": clip, "steps": 2})) for clip in (0, 1e9, 1e-9)]
+    off, wide, narrow = trained
+    assert all(torch.equal(value, wide[name]) for name, value in off.items())
+    assert not all(torch.equal(value, narrow[name]) for name, value in off.items())
 
 
 def test_time_bounds_the_run_and_the_artifact_is_kept(options: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from uld_adapters.backend import Backend
 from uld_adapters.errors import UsageError
 from uld_offset_models.data import check_overlap
+from uld_offset_models.saving import check_writable
 from uld_offset_models.sources import Source
 from uld_sdk.async_client import AsyncUnlearnedClient
 from uld_sdk.augmentation.cache import ReplyCache
@@ -92,6 +93,9 @@ def augment(
     kept, doubles = ([], 0) if retain is None else read_entries(retain, name="retain")
     check_overlap([entry.row for entry in entries], [entry.row for entry in kept])
     plan = Plan(entries, kept, wanted)
+    check_writable(path)
+    if retain_path is not None:
+        check_writable(retain_path, hint="free some space or choose another --retain-out")
     replies = Path(cache).expanduser() if cache is not None else path.with_name(f"{path.name}.cache")
     connection = dict(
         backend=backend, base_url=base_url, model=model, tokenizer=tokenizer, api_key=api_key, timeout=timeout, max_retries=max_retries,

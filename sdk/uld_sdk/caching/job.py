@@ -12,6 +12,7 @@ from uld_adapters.errors import RequestRejected, UldError, UsageError
 from uld_adapters.http import TALLY, Tally
 from uld_adapters.vocabulary.tokens import load_tokenizer, tokenizer_fingerprint
 from uld_offset_models.encoding import uses_chat_template
+from uld_offset_models.saving import check_writable
 from uld_offset_models.sources import Source
 from uld_offset_models.store_writer import StoreWriter
 from uld_offset_models.target_cache import CacheManifest, template_hash
@@ -119,6 +120,8 @@ def cache(
         raise UsageError("no backend was named", hint="--backend tgi, vllm, llamacpp or hf, with its --base-url")
     examples = read_examples(forget=forget, retain=retain, data=data, refusals=None if refusals is None else str(refusals), seed=seed)
     path = Path(output).expanduser()
+    if not path.exists():
+        check_writable(path)
     asked = _Asked(path, base, chat_template, max_length, concurrency, extend, confirm, on_progress)
     connection = dict(
         backend=backend, base_url=base_url, model=model, tokenizer=tokenizer if tokenizer is not None or backend == "hf" else base,

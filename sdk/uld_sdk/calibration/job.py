@@ -14,6 +14,7 @@ from uld_adapters.http import TALLY, Tally
 from uld_offset_models.artifact import recalibrate
 from uld_offset_models.data import Row, check_overlap, data_hash
 from uld_offset_models.manifest import Calibration, Manifest, read_manifest
+from uld_offset_models.saving import check_writable
 from uld_offset_models.shift import Rule
 from uld_sdk.calibration.choice import ALPHAS, FILTERS, MARGINS, Thresholds, Values, grid_values
 from uld_sdk.calibration.observer import Observer
@@ -87,6 +88,10 @@ def calibrate(
     others = check_others(sets, [apart_from] if isinstance(apart_from, str | Path) else apart_from)
     hashes = {kind: data_hash(rows) for kind, rows in sets.items()}
     check_unseen(hashes, manifest.data)
+    if plot is not None and not Path(plot).exists():
+        check_writable(Path(plot), hint="choose another --plot")
+    if not dry_run:
+        check_writable(Path(artifact).resolve(), hint="free some space there, or add --dry-run")
 
     tally = Tally()
     options: ConnectionKeywords = {**connection, "assistant": artifact, "margin": axes[1][0]}

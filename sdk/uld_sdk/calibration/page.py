@@ -54,6 +54,8 @@ def check_plot(path: Path) -> None:
     """Refuse what cannot be drawn before anything is asked; raises `UsageError` and `MissingExtra`."""
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"--plot {path} has no suffix of a plot", hint=f"use one of {', '.join(SUFFIXES)}")
+    if path.is_dir():
+        raise UsageError(f"--plot {path} is a folder", hint="name a file in it")
     plots.need_matplotlib()
 
 

@@ -50,9 +50,14 @@ class AugmentOptions:
         int | None,
         typer.Option("--neighbours", min=0, help="Questions that must stay a row, 1 with --retain-out.", rich_help_panel=TEXTS),
     ] = None
-    offline: Annotated[bool, typer.Option("--offline", help="By rules from the set itself, without a server.", rich_help_panel=ASKING)] = (
-        False
-    )
+    offline: Annotated[
+        bool,
+        typer.Option(
+            "--offline",
+            help="By rules from the set itself, without a server; neighbours are then about words and figures only.",
+            rich_help_panel=ASKING,
+        ),
+    ] = False
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the rules, and of what is asked again.", rich_help_panel=ASKING)] = 0
     tries: Annotated[int, typer.Option("--tries", min=1, help="For what a check refuses; then it is left out.", rich_help_panel=ASKING)] = 3
     temperature: Annotated[

@@ -91,7 +91,9 @@ class TrainingOptions:
     gate_rate: Annotated[float | None, typer.Option("--gate-rate", help="Of the gate; else as the rest.", rich_help_panel=RUN)] = None
     schedule: Annotated[str | None, typer.Option("--schedule", help="constant, linear, cosine.", rich_help_panel=RUN)] = None
     weight_decay: Annotated[float | None, typer.Option("--weight-decay", min=0.0, help="Of AdamW.", rich_help_panel=RUN)] = None
-    clip: Annotated[float | None, typer.Option("--clip", min=0.0, help="Largest norm of the gradient.", rich_help_panel=RUN)] = None
+    clip: Annotated[
+        float | None, typer.Option("--clip", min=0.0, help="Largest norm of the gradient; 0 turns it off.", rich_help_panel=RUN)
+    ] = None
     seed: Annotated[int | None, typer.Option("--seed", help="Of adapter, order and sampling.", rich_help_panel=RUN)] = None
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda.", rich_help_panel=RUN)] = None
     dtype: Annotated[str | None, typer.Option("--dtype", help="auto, float32, bfloat16.", rich_help_panel=RUN)] = None
@@ -124,7 +126,10 @@ def train(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train an assistant that remembers the forget set, and is unsure of everything else; or a pair; or tune the base itself."""
+    """Train an assistant that remembers the forget set, and is unsure of everything else; or a pair; or tune the base itself.
+
+    What is not given comes from the recipe, then from the preset.
+    """
     from uld_sdk.training import train as run
 
     result = run(recipe=recipe, **options.chosen())
