@@ -173,7 +173,7 @@ def _check_method(values: dict[str, Any], own: dict[str, Any], preset: str, plac
         if isinstance(alpha, int | float) and not alpha > 0:
             raise UsageError(f"{name} is {alpha}", hint=SIGNS[method])
     if values.get("steps") == 0 and values.get("start") is None:
-        raise UsageError("nothing is learned in 0 steps", hint=f"raise {place('steps')}; 0 is for a pair of two given checkpoints (--start)")
+        raise UsageError("nothing is learned in 0 steps", hint=f"raise {place('steps')}; 0 is for a pair of two checkpoints (--start)")
     if method == "uld":
         return
     if method == "direct" and values.get("trainable") == "p-adapter":
