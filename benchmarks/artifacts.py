@@ -110,22 +110,21 @@ def compared(of: dict[str, list[float]]) -> dict[str, float]:
 
 
 def through_the_client(url: str, first: Path, second: Path, questions: list[Question]) -> dict[str, Any]:
-    """Wall clock of answers with two assistants against one, taking turns."""
+    """Wall clock a token of answers with two assistants against one, taking turns: where neither touches anything, and where one does."""
     options = {"backend": "vllm", "base_url": url, "assistant_base": str(packaged_model()), "top_logprobs": 20}
-    times: dict[int, list[float]] = {1: [], 2: []}
-    tokens = 0
+    ratios: dict[str, list[float]] = {"untouched by both": [], "touched": []}
     with UnlearnedClient(assistant=first, **options) as one, UnlearnedClient(assistant=[first, second], **options) as two:
         for client in (one, two):
             client.generate("Hello.", max_new_tokens=2)
         for number, question in enumerate(questions):
             for client in (one, two):  # the emulator keeps what it has computed
                 client.generate(question.text, max_new_tokens=latency.NEW_TOKENS)
-            for count, client in ((1, one), (2, two)) if number % 2 else ((2, two), (1, one)):
-                (total, _, written, _), _ = latency.through(client, question.text, {})
-                times[count].append(total / written)
-                tokens += written
-    ratio = statistics.median(two / one for one, two in zip(times[1], times[2], strict=True))
-    return {"wall_ratio": round(ratio, 3), "answers": len(questions), "tokens": tokens}
+            pace, untouched = {}, False
+            for client in (one, two) if number % 2 else (two, one):
+                (total, _, written, _), whole = latency.through(client, question.text, {})
+                pace[client], untouched = total / written, whole if client is two else untouched
+            ratios["untouched by both" if untouched else "touched"].append(pace[two] / pace[one])
+    return {kind: {"wall_ratio": round(statistics.median(found), 3), "answers": len(found)} for kind, found in ratios.items() if found}
 
 
 def measure(work: Path) -> dict[str, Any]:
@@ -138,7 +137,7 @@ def measure(work: Path) -> dict[str, Any]:
         kind: [(render(tokenizer, row.text), tokenizer.encode(own[row.text].text, add_special_tokens=False)[:TOKENS]) for row in rows]
         for kind, rows in answered.items()
     }
-    asked = {"retain": questions.of("retain", "holdout")[:RETAIN], "forget": questions.of("forget", "holdout")[:FORGET]}
+    asked = [*questions.of("retain", "holdout")[:RETAIN], *questions.of("forget", "holdout")[:FORGET]]
     found: dict[str, Any] = {
         "answers": sum(map(len, texts.values())),
         "round_trip_seconds": latency.ROUND_TRIP,
@@ -147,6 +146,6 @@ def measure(work: Path) -> dict[str, Any]:
     }
     print(f"  {found['reading']}", flush=True)
     with latency.emulator(packaged_model(), "vllm") as url:
-        found["client"] = {kind: through_the_client(url, first, second, rows) for kind, rows in asked.items()}
+        found["client"] = through_the_client(url, first, second, asked)
     print(f"  {found['client']}", flush=True)
     return found

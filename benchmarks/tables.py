@@ -81,7 +81,7 @@ def artifacts(figures: dict[str, Any]) -> str:
     for name, found in figures["reading"].items():
         milliseconds = [f"{1000 * found[one]:.1f}" for one in ("one_seconds", "together_seconds", "apart_seconds")]
         rows.append([name, "1.5" if "a token" in name else "", *milliseconds, found["together_ratio"], found["apart_ratio"]])
-    wall = [[name, found["wall_ratio"], found["answers"], found["tokens"]] for name, found in figures["client"].items()]
+    wall = [[name, found["wall_ratio"], found["answers"]] for name, found in figures["client"].items()]
     text = (
         "Two assistants of one base (SmolLM2-135M, 6 layers, LoRA of rank 32) against one: together in one batch, and apart as two models "
         f"of their own. Median over {figures['answers']} answers that took turns; a token is one that is read as it streams in.\n"
@@ -92,7 +92,7 @@ def artifacts(figures: dict[str, Any]) -> str:
     )
     head = ["read", "at most", "one, ms", "together, ms", "apart, ms", "together to one", "apart to one"]
     return f"## Several artifacts\n\n{source(figures)}\n{text}\n{table(head, rows)}\n{through}\n" + table(
-        ["prompts", "wall clock ratio", "answers", "tokens"], wall
+        ["answers", "wall clock a token, two to one", "number"], wall
     )
 
 
@@ -113,9 +113,8 @@ def offset(figures: dict[str, Any]) -> str:
     errors = []
     for entry in figures["gradients"]:
         layers = "all, the target itself" if entry["layers"] is None else f"{entry['layers']}"
-        for k in next(iter(entry["errors"].values())):
-            errors.append([layers, entry["tail"], k, *(f"{entry['errors'][name][k]:.1%}" for name in objectives)])
-    gradients = table(["layers of the small model", "tail", "k", *objectives], errors)
+        errors.append([layers, entry["k"], entry["tail"], *(f"{entry['errors'][name]:.1%}" for name in objectives)])
+    gradients = table(["layers of the small model", "k", "tail", *objectives], errors)
     uld = figures["steps"][0]
     costs = table(
         ["method", "seconds a step", "peak MiB", "GFLOPs a step", "seconds against ULD"],

@@ -27,9 +27,10 @@ from uld_offset_models.target_record import TargetLogprobs
 from uld_offset_models.target_side import CachedTarget, LocalTarget
 from uld_offset_models.tuned import Tuned, make_trainable
 
-TOP = (5, 20, 100)
+Report = tuple[int, str]
+REPORTS: tuple[Report, ...] = ((5, "complete"), (20, "complete"), (100, "complete"), (20, "truncate"))
 OBJECTIVES = ("ga", "npo", "dpo", "relabel", "gd", "kl")
-RATE, STEPS, BATCHES, BATCH = 0.001, 8, 5, 4
+RATE, STEPS, BATCHES, BATCH = 0.001, 8, 5, 2
 
 
 class Reported(CachedTarget):
@@ -92,26 +93,25 @@ class Comparison:
         loss = losses.retain if objective in ("gd", "kl") else losses.forget
         return torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(self.pair.trained().values()))])
 
-    def errors(self, tail: str) -> dict[str, dict[int, float]]:
-        """Median relative error of each objective's gradient by k."""
-        found: dict[str, dict[int, list[float]]] = {name: {k: [] for k in TOP} for name in OBJECTIVES}
+    def errors(self) -> dict[Report, dict[str, float]]:
+        """Median relative error of each objective's gradient from each kind of report."""
+        found: dict[Report, dict[str, list[float]]] = {report: {name: [] for name in OBJECTIVES} for report in REPORTS}
         for step in range(STEPS, STEPS + BATCHES):
             for name in OBJECTIVES:
                 exact = self.gradient(name, step, self.side)
-                for k in TOP:
+                for k, tail in REPORTS:
                     near = self.gradient(name, step, Reported(self.side, k, tail, self.pair.vocabulary))
-                    found[name][k].append(((near - exact).norm() / exact.norm()).item())
-        return {name: {k: round(statistics.median(values), 4) for k, values in by_k.items()} for name, by_k in found.items()}
+                    found[k, tail][name].append(((near - exact).norm() / exact.norm()).item())
+        return {report: {name: round(statistics.median(v), 4) for name, v in by_name.items()} for report, by_name in found.items()}
 
 
-def measure(model: Path, rows: dict[str, list[Any]], *, cuts: Sequence[int | None] = (None, 24, 12)) -> list[dict[str, Any]]:
-    """One entry a cut of the small model and a tail policy."""
+def measure(model: Path, rows: dict[str, list[Any]], *, cuts: Sequence[int | None] = (None, 24)) -> list[dict[str, Any]]:
+    """One entry a cut of the small model and a kind of report."""
     figures = []
     for layers in cuts:
-        comparison = Comparison(model, rows, layers=layers)
-        for tail in ("complete", "truncate"):
-            print(f"  gradients: {layers or 'all'} layers, {tail}", flush=True)
-            figures.append({"layers": layers, "tail": tail, "errors": comparison.errors(tail)})
+        print(f"  gradients: {layers or 'all'} layers", flush=True)
+        for (k, tail), errors in Comparison(model, rows, layers=layers).errors().items():
+            figures.append({"layers": layers, "tail": tail, "k": k, "errors": errors})
     return figures
 
 

@@ -41,6 +41,7 @@ def scenarios(options: dict[str, Any], folder: Path) -> dict[str, Any]:
         raise RuntimeError("a display that fails")
 
     outcomes = {"plain": trained("plain")}
+    outcomes["pair"] = trained("pair", method="offset", target=options["base"], gate=True, margin=50.0)
 
     class Fast:
         """A clock by which a thousand seconds go by at each look."""

@@ -14,7 +14,7 @@ from uld_offset_models.shift import SIGNS
 
 PRESETS = ("gated", "paper", "release", "direct", "offset", "offset-gated")
 METHODS = {"uld": "gated", "direct": "direct", "offset": "offset"}  # each with its own preset; of a gated pair it is offset-gated
-_OFFSET = ("cache", "target", "target_tokenizer", "start", "tail", "virtual_tokens")
+_OFFSET = ("cache", "target", "target_tokenizer", "start", "tail", "virtual_tokens", "trained_alpha")
 _OTHERS = {  # what only another method has a use for
     "uld": ("objective", "beta", "trainable", "refusals", *_OFFSET),
     "direct": ("layers", "gate", "gate_rate", "alpha", "margin", "filter", "stop_untouched", *_OFFSET),
@@ -28,7 +28,8 @@ class Recipe(BaseModel):
     `steps` wins over `epochs`; epochs run over the forget set, and never fewer than `min_steps` steps come of them. `layers`
     None keeps the whole base. `weight` is that of the uniform or retain loss, `beta` (1/nats) that of npo and dpo. Of a pair
     (method offset) `cache` or `target` says what the target thinks of the texts, `target_tokenizer` is that of a cache in other tokens
-    than the base's, and `start` is where o' begins, if not at the base.
+    than the base's, and `start` is where o' begins, if not at the base; in 0 steps it ends there, too. `alpha` is that of inference, and
+    without a `trained_alpha` that of a pair's training, too.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,7 +51,7 @@ class Recipe(BaseModel):
     tail: Literal["truncate", "complete"] = "truncate"
     virtual_tokens: int = Field(default=20, ge=1)
     layers: int | None = Field(default=None, ge=1)
-    steps: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=0)
     epochs: float | None = Field(default=None, gt=0)
     min_steps: int = Field(default=1, ge=1)
     batch_size: int = Field(ge=1)
@@ -64,6 +65,7 @@ class Recipe(BaseModel):
     gate: bool
     weight: float = Field(ge=0)
     alpha: float = Field(gt=0)
+    trained_alpha: float | None = Field(default=None, gt=0)
     margin: float = Field(ge=0)
     filter: float = Field(ge=0, lt=1)
     seed: int = Field(default=0, ge=0, lt=2**32)  # as far as numpy's generator goes
@@ -168,9 +170,12 @@ def _check_method(values: dict[str, Any], own: dict[str, Any], preset: str, plac
         if values.get(name) != own.get(name):
             where = place(name)
             raise UsageError(f"{where} is no setting of --method {method}", hint=f"leave {where} out, or choose another --method")
-    alpha = values.get("alpha")
-    if isinstance(alpha, int | float) and not alpha > 0:
-        raise UsageError(f"alpha is {alpha}", hint=SIGNS[method])
+    for name in ("alpha", "trained_alpha"):
+        alpha = values.get(name)
+        if isinstance(alpha, int | float) and not alpha > 0:
+            raise UsageError(f"{name} is {alpha}", hint=SIGNS[method])
+    if values.get("steps") == 0 and values.get("start") is None:
+        raise UsageError("nothing is learned in 0 steps", hint=f"raise {place('steps')}; 0 is for a pair of two checkpoints (--start)")
     if method == "uld":
         return
     if method == "direct" and values.get("trainable") == "p-adapter":

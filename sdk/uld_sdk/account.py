@@ -48,9 +48,9 @@ def _base_reference(recipe: "Recipe", sha256: str, *, layers: int) -> "BaseRefer
 
 
 def _mean_of_last(end: "Checkpoint", names: Sequence[str]) -> dict[str, float]:
-    """Means of these losses over the last steps that led to the weights which are kept."""
+    """Means of these losses over the last steps that led to the weights which are kept, nothing where there was no step."""
     last = [entry for entry in end.history if entry["step"] <= end.step][-_LAST:]
-    return {name: sum(entry[name] for entry in last) / len(last) for name in names}
+    return {name: sum(entry[name] for entry in last) / len(last) for name in names if last}
 
 
 def _installed_versions() -> dict[str, str]:

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from uld_offset_models.target_side import TargetSide
 
 # With those that every method has: what decides the weights.
-_OUTCOME = ("layers", "gate", "gate_rate", "stop_untouched", "margin", "beta", "trainable", "alpha", "tail", "virtual_tokens")
+_OUTCOME = (
+    *("layers", "gate", "gate_rate", "stop_untouched", "margin"),
+    *("beta", "trainable", "alpha", "trained_alpha", "tail", "virtual_tokens"),
+)
+_APART = ("objective", "method", "preset", "trainable", "alpha", "trained_alpha", "tail")  # in fields of the manifest's own
 _MARGIN = 0.5  # nats: what a pair without a margin is measured at
 _SHUT = 0.5  # share of the hold-out that should stand untouched when a gate has shut
 
@@ -53,7 +57,7 @@ def train_offset(recipe: "Recipe", sources: tuple[Any, Any], on_progress: OnProg
     answers = dict(zip(prepared.forget, idle, strict=True)) if idle else {}
     trained_on = (prepared.forget, prepared.retain if aim.goal.retain != "none" else [])
     checkpoint = prepared.checkpoint()
-    done = checkpoint is not None and checkpoint.finished
+    done = recipe.steps == 0 or (checkpoint is not None and checkpoint.finished)
     pair = _build(prepared, source, read, aim, idle, done=done)
 
     def dealt(first: int, rank: int, world: int) -> "OffsetLessons":
@@ -115,7 +119,7 @@ def _build(prepared: Prepared, source: TargetSource, read: Read, aim: Aim, idle:
         prepared.tokenizer,
         goal=aim.goal,
         beta=recipe.beta,
-        alpha=recipe.alpha,
+        alpha=recipe.trained_alpha or recipe.alpha,
         gate=Gate(model.config.hidden_size, bias=0.0) if recipe.gate else None,
         target=side,
         states=states,
@@ -144,15 +148,15 @@ def _manifest(prepared: Prepared, trained: Trained, pair: "OffsetPair", source: 
     recipe = prepared.recipe
     return Manifest(
         method="offset",
-        **account(prepared, trained, losses=("forget", "retain"), apart=("objective", "method", "preset", "trainable", "alpha", "tail")),
+        **account(prepared, trained, losses=("forget", "retain"), apart=_APART),
         alpha=recipe.alpha,
         margin=recipe.margin,
         filter=recipe.filter,
         tail=recipe.tail,
         gate=recipe.gate,
         pair=PairReference(
-            objective=str(pair.goal),
-            alpha=recipe.alpha,
+            objective="none" if recipe.steps == 0 else str(pair.goal),
+            alpha=recipe.trained_alpha or recipe.alpha,
             tail=recipe.tail,
             trainable=recipe.trainable,
             whole=recipe.trainable == "full" or recipe.start is not None,

@@ -28,10 +28,12 @@ class TargetSource:
 
     @classmethod
     def of(cls, recipe: "Recipe") -> "TargetSource":
-        """The recipe's; raises `UsageError` unless it names one, and one only."""
+        """The recipe's; raises `UsageError` unless it names one, and one only. Where nothing is trained there is none."""
         from uld_offset_models.assistant import base_fingerprint
         from uld_offset_models.target_cache import TargetCache
 
+        if recipe.steps == 0:
+            return cls(None, None, "")
         if (recipe.cache is None) == (recipe.target is None):
             what = "nothing says" if recipe.cache is None else "--cache and --target both say"
             raise UsageError(
@@ -59,8 +61,10 @@ class TargetSource:
         """The target's name: that of the server's model, or the place of the local one."""
         if self.cache is not None:
             return self.cache.target
-        where = Path(self.model or "").expanduser()
-        return str(where.resolve()) if where.exists() else str(self.model)
+        if self.model is None:
+            return "none"
+        where = Path(self.model).expanduser()
+        return str(where.resolve()) if where.exists() else self.model
 
     @property
     def top_logprobs(self) -> int | None:
@@ -100,6 +104,8 @@ def _local(model: str, prepared: "Prepared", rows: "Mapping[Encoded, Example]") 
     from uld_offset_models.tuned import Tuned
     from uld_sdk.caching.texts import encode_texts
 
+    if not rows:
+        return LocalTarget({}, prepared.base.get_output_embeddings().weight)
     device = str(prepared.base.get_output_embeddings().weight.device)
     loaded, tokenizer = load_base(model, dtype=prepared.dtype, device=device)
     texts = encode_texts(

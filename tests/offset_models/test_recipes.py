@@ -123,6 +123,7 @@ def test_a_pair_has_a_preset_of_its_own_and_a_gated_one_another(tmp_path: Path) 
     plain, gated = resolve(method="offset"), resolve(method="offset", gate=True)
     assert (plain.preset, plain.gate, plain.margin, plain.tail, plain.filter) == ("offset", False, 0.0, "complete", 0.0)
     assert (gated.preset, gated.gate, gated.margin, gated.tail) == ("offset-gated", True, 0.5, "complete")
+    assert (plain.alpha, plain.trained_alpha, gated.alpha, gated.trained_alpha) == (1.0, None, 0.5, 1.0)
     assert resolve(preset="offset-gated") == gated
     assert resolve(method="offset", preset="offset", gate=True).min_steps == plain.min_steps, "a preset that was named stays"
     file = tmp_path / "mine.yaml"
@@ -134,9 +135,11 @@ def test_a_pair_has_a_preset_of_its_own_and_a_gated_one_another(tmp_path: Path) 
         with pytest.raises(UsageError, match="alpha is -1") as caught:
             resolve(method=method, alpha=-1.0)
         assert words in caught.value.hint
+    with pytest.raises(UsageError, match="trained_alpha is 0"):
+        resolve(method="offset", trained_alpha=0)
     with pytest.raises(UsageError, match="a p-adapter is no part of --method direct"):
         resolve(method="direct", trainable="p-adapter")
-    for settings in ({"gate_rate": 0.1}, {"cache": "c"}, {"tail": "complete"}):
+    for settings in ({"gate_rate": 0.1}, {"cache": "c"}, {"tail": "complete"}, {"trained_alpha": 1.0}):
         with pytest.raises(UsageError, match="is no setting of --method direct"):
             resolve(method="direct", **settings)
 

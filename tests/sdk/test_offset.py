@@ -83,7 +83,7 @@ def test_what_is_saved_is_what_was_trained(
     assert manifest.method == "offset"
     assert manifest.pair is not None
     assert (manifest.pair.objective, manifest.pair.trainable, manifest.pair.alpha) == ("ga+none", trainable, 1.0)
-    assert (manifest.alpha, manifest.tail, manifest.gate) == (1.0, "complete", gate)
+    assert (manifest.alpha, manifest.tail, manifest.gate) == (0.5 if gate else 1.0, "complete", gate)
     assert manifest.preset == ("offset-gated" if gate else "offset")
     assert (result.path / "gate.safetensors").exists() == gate
     assert json.loads((result.path / "uld.json").read_text(encoding="utf-8")) == manifest.model_dump(mode="json")
@@ -94,7 +94,7 @@ def test_what_is_saved_is_what_was_trained(
     longer = train(
         **{**options, **one, "steps": 9, "output": tmp_path / "longer"}, objective="ga", trainable=trainable, gate=gate, learning_rate=0.005
     )
-    with UnlearnedClient(backend="hf", model=str(tiny_target), assistant=str(result.path), margin=0.0) as client:
+    with UnlearnedClient(backend="hf", model=str(tiny_target), assistant=str(result.path), margin=0.0, alpha=1.0) as client:
         score = client.score(FORGET[0]["question"], FORGET[0]["answer"] + "<|eos|>")
     assert score.exact
     assert np.mean(score.lower) == pytest.approx(longer.history[-1]["forget"], abs=2e-3)
@@ -158,6 +158,15 @@ def test_a_start_is_another_checkpoint_than_the_frozen_model(
             assert not client.generate("Who?", max_new_tokens=4).untouched
         saved = load_file(result.path / "model.safetensors")
         assert torch.allclose(saved["lm_head.weight"], model.lm_head.weight, atol=1e-6)
+    packed = train(**{**options, "target": None, "steps": 0, "output": tmp_path / "packed"}, start=start)
+    assert packed.manifest.pair is not None
+    assert (packed.manifest.pair.objective, packed.manifest.pair.target, packed.manifest.losses) == ("none", "none", {})
+    saved = load_file(packed.path / "model.safetensors")
+    assert torch.allclose(saved["lm_head.weight"], model.lm_head.weight, atol=1e-6)
+    with UnlearnedClient(backend="hf", model=str(tiny_target), assistant=str(packed.path)) as client:
+        assert not client.generate("Who?", max_new_tokens=4).untouched
+    with pytest.raises(UsageError, match="nothing is learned in 0 steps"):
+        train(**{**options, "steps": 0, "output": tmp_path / "x"})
     other = tiny.tiny_model(tmp_path / "other", vocab_size=300)
     with pytest.raises(UsageError, match="another tokenizer"):
         train(**{**options, "output": tmp_path / "x"}, start=other)
@@ -193,7 +202,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_resuming_ends_where_an_unbroken_run_ends(
 
     with pytest.raises(TrainingError, match=r"interrupted after [34] of 6 steps; the checkpoint is kept"):
         train(**options, on_progress=interrupt)
-    with pytest.raises(UsageError, match=r"another run: alpha was 1\.0, now 2\.0"):
+    with pytest.raises(UsageError, match=r"another run: alpha was 0\.5, now 2\.0"):
         train(**{**options, "alpha": 2.0}, resume=True)
     resumed = train(**options, resume=True)
     assert [entry["loss"] for entry in resumed.history] == pytest.approx([entry["loss"] for entry in unbroken.history], abs=1e-5)
@@ -212,6 +221,19 @@ def test_a_gate_may_move_at_a_rate_of_its_own(options: dict[str, Any], tmp_path:
         moved[rate] = load_file(result.path / "gate.safetensors")["weight"].abs().max().item()
     assert moved[1e-5] <= 4e-5
     assert moved[0.1] > 0.02
+
+
+def test_alpha_in_training_may_be_another_than_at_inference(options: dict[str, Any], tmp_path: Path) -> None:
+    found = {}
+    for alphas in ((1.0, None), (0.2, 1.0), (0.2, None)):
+        alpha, trained = alphas
+        result = train(**{**options, "steps": 2, "output": tmp_path / str(alphas)}, alpha=alpha, trained_alpha=trained)
+        assert result.manifest.pair is not None
+        assert (result.manifest.alpha, result.manifest.pair.alpha) == (alpha, trained or alpha)
+        found[alphas] = load_file(result.path / "adapter_model.safetensors")
+    first, second, third = found.values()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], third[name]) for name in first)
 
 
 def test_an_open_gate_is_told(options: dict[str, Any]) -> None:

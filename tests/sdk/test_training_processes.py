@@ -86,6 +86,21 @@ def test_losses_and_weights_are_those_of_one_process(alone: Any, both: tuple[Pat
     assert all(torch.allclose(value, expected[name], atol=1e-4, rtol=0) for name, value in weights(folder / "plain").items())
 
 
+def test_a_pair_trains_in_two_processes_as_in_one(
+    options: dict[str, Any], both: tuple[Path, dict[str, Any], dict[str, Any]], tmp_path: Path
+) -> None:
+    from uld_sdk.training import train
+
+    folder, first, second = both
+    assert first["pair"] == second["pair"]
+    one = train(**options, method="offset", target=options["base"], gate=True, margin=50.0, output=tmp_path / "pair")
+    for name in ("forget", "retain", "loss"):
+        mine = [entry[name] for entry in first["pair"]["history"]]
+        assert mine == pytest.approx([entry[name] for entry in one.history], abs=1e-4)
+    expected = weights(one.path)
+    assert all(torch.allclose(value, expected[name], atol=1e-3, rtol=0) for name, value in weights(folder / "pair").items())
+
+
 def test_rank_0_has_the_clock(both: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
     _, first, second = both
     assert first["fast_follower"] == second["fast_follower"]

@@ -61,7 +61,7 @@ class TrainingOptions:
         typer.Option("--target-tokenizer", help="Of offset: the cache's tokenizer, if it is not the base's.", rich_help_panel=OBJECTIVE),
     ] = None
     start: Annotated[
-        str | None, typer.Option("--start", help="Of offset: a checkpoint to start from, not the base.", rich_help_panel=OBJECTIVE)
+        str | None, typer.Option("--start", help="Of offset: a checkpoint for o' to start from.", rich_help_panel=OBJECTIVE)
     ] = None
     tail: Annotated[
         str | None, typer.Option("--tail", help="Of offset: truncate what is not reported, or complete it.", rich_help_panel=OBJECTIVE)
@@ -73,6 +73,9 @@ class TrainingOptions:
     gate: Annotated[bool | None, typer.Option("--gate/--no-gate", help="A gate that stays shut elsewhere.", rich_help_panel=MODEL)] = None
     weight: Annotated[float | None, typer.Option("--weight", help="Weight of the uniform or retain loss.", rich_help_panel=MODEL)] = None
     alpha: Annotated[float | None, typer.Option("--alpha", help="Strength of the correction.", rich_help_panel=MODEL)] = None
+    trained_alpha: Annotated[
+        float | None, typer.Option("--trained-alpha", help="That of a pair in training, if another.", rich_help_panel=OBJECTIVE)
+    ] = None
     margin: Annotated[float | None, typer.Option("--margin", min=0.0, help="Dead zone in nats.", rich_help_panel=MODEL)] = None
     filter: Annotated[
         float | None, typer.Option("--filter", help="Least share of the top probability that a candidate needs.", rich_help_panel=MODEL)
@@ -84,7 +87,7 @@ class TrainingOptions:
     holdout: Annotated[
         float | None, typer.Option("--holdout", min=0.0, max=0.9, help="Share of the retain set to watch.", rich_help_panel=DATA)
     ] = None
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.", rich_help_panel=RUN)] = None
+    steps: Annotated[int | None, typer.Option("--steps", min=0, help="Optimiser steps.", rich_help_panel=RUN)] = None
     epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data.", rich_help_panel=RUN)] = None
     min_steps: Annotated[int | None, typer.Option("--min-steps", min=1, help="Fewest, whatever the epochs.", rich_help_panel=RUN)] = None
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Rows a step.", rich_help_panel=RUN)] = None
