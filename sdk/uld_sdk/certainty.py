@@ -10,6 +10,8 @@ from uld_offset_models.shift import Bounds
 from uld_sdk.sampling import Sampling
 from uld_sdk.verify import Verdict
 
+_ENDLESS = 1e4  # nats
+
 
 def shifted_bound(top: TopLogprobs, ends: Bounds, shift: Float[np.ndarray, " rows"], ratio: float, *, temperature: float = 1.0) -> float:
     """Total variation, at most, between q from `shift` and q from any shift between the `ends`, in nats; `ratio` is the filter's.
@@ -19,7 +21,8 @@ def shifted_bound(top: TopLogprobs, ends: Bounds, shift: Float[np.ndarray, " row
     ids, low, high, mid = _scores(top, ends, shift, ratio)
     if not ids.size:
         return 0.0
-    lows, highs, mids = (np.exp((scores - high.max()) / temperature) for scores in (low, high, mid))
+    lows, highs = (np.exp((scores - high.max()) / temperature) for scores in (low, high))
+    mids = np.exp((mid - mid.max()) / temperature)
     share = mids / mids.sum()
     with np.errstate(divide="ignore", invalid="ignore"):
         largest = np.nan_to_num(highs / (highs + lows.sum() - lows), nan=1.0)
@@ -34,7 +37,8 @@ def _scores(top: TopLogprobs, ends: Bounds, shift: np.ndarray, ratio: float) -> 
     ids, logprobs = top.ids[real], top.logprobs[real]
     kept = logprobs >= logprobs[:1] + np.log(ratio) if ratio > 0 else np.ones(ids.size, dtype=bool)
     ids, logprobs = ids[kept], logprobs[kept]
-    return ids, logprobs + ends[0][ids], logprobs + ends[1][ids], logprobs + shift[ids]
+    low, high = (np.clip(end[ids], -_ENDLESS, _ENDLESS) for end in ends)  # what is not bounded stays finite, for differences
+    return ids, logprobs + low, logprobs + high, logprobs + shift[ids]
 
 
 def score_bounds(token: int, value: float, top: TopLogprobs, ends: Bounds, ratio: float) -> tuple[float, float]:
