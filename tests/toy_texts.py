@@ -1,5 +1,6 @@
 """Small models whose every text is known: distributions over finite sets of texts, told token by token."""
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
@@ -30,6 +31,14 @@ def toy_vocabulary(seed: int, *, alphabet: bytes = b"ab", size: int = 8, longest
     return Vocabulary.from_bytes(
         [*shuffled, b"<end>"], control={len(tokens): Role.END_OF_TEXT}, order=[int(i) for i in order], pattern=pattern, name=f"toy {seed}"
     )
+
+
+def random_texts(seed: int, alphabet: bytes = b"ab", longest: int = 7) -> dict[bytes, float]:
+    """A weight for every text over the alphabet: few are likely, all are possible."""
+    rng = np.random.default_rng(seed)
+    texts = [bytes(letters) for size in range(longest + 1) for letters in itertools.product(alphabet, repeat=size)]
+    weights = np.exp(3 * rng.normal(size=len(texts))) * np.array([len(alphabet) ** -len(text) for text in texts])
+    return dict(zip(texts, weights / weights.sum(), strict=True))
 
 
 class TextModel:

@@ -10,8 +10,10 @@ from torch import Tensor
 from uld_offset_models.assistant import Gate
 from uld_offset_models.encoding import Encoded
 from uld_offset_models.goal import Goal
-from uld_offset_models.offset_lessons import OffsetLesson
+from uld_offset_models.offset_lessons import OffsetLesson, OffsetLessons
 from uld_offset_models.preferences import answer_logprobs, forget_loss, retain_loss, token_logprobs
+from uld_offset_models.steps import Steps
+from uld_offset_models.target_logits import Support
 from uld_offset_models.target_side import TargetSide
 from uld_offset_models.tuned import Tuned, packs
 from uld_offset_models.white_box import GoalLosses
@@ -67,19 +69,28 @@ class OffsetPair(Tuned):
 
     def forward(self, lesson: OffsetLesson) -> GoalLosses:
         """Both losses; with several processes each gives its share of the step's means."""
-        if lesson.states is None:
-            raise ValueError("a pair's lesson needs the frozen model's hidden states")
         step, split = lesson.pack, lesson.pack.forget
-        hidden = self.hidden(step)
-        frozen, labels = lesson.states.to(hidden.device), step.labels.to(hidden.device)
-        with torch.no_grad():
-            logits, ids, columns = self.target.support(lesson.known, labels, lambda: self.frozen_logits(frozen))
-            before = answer_logprobs(token_logprobs(logits[:split], columns[:split]), step.rows[: lesson.forget_rows])
-        now = ensemble_logits(logits, self.change(hidden, frozen, ids), alpha=self.alpha)
+        (logits, _, columns), change = self.compared(lesson)
+        before = answer_logprobs(token_logprobs(logits[:split], columns[:split]), step.rows[: lesson.forget_rows])
+        now = ensemble_logits(logits, change, alpha=self.alpha)
         token = token_logprobs(now[:split], columns[:split])
         forget = forget_loss(self.goal.forget, token, step.rows[: lesson.forget_rows], before, beta=self.beta)
         retain = retain_loss(self.goal.retain, now[split:], columns[split:], logits[split:])
         return GoalLosses(forget * lesson.shares[0], retain * lesson.shares[1])
+
+    def compared(self, lesson: OffsetLesson) -> tuple[Support, Float[Tensor, "tokens support"]]:
+        """What the target says at the lesson's answer positions, a constant, and the change there."""
+        if lesson.states is None:
+            raise ValueError("a pair's lesson needs the frozen model's hidden states")
+        hidden = self.hidden(lesson.pack)
+        frozen, labels = lesson.states.to(hidden.device), lesson.pack.labels.to(hidden.device)
+        with torch.no_grad():
+            support = self.target.support(lesson.known, labels, lambda: self.frozen_logits(frozen))
+        return support, self.change(hidden, frozen, support.ids)
+
+    def lessons(self, steps: Steps, refusals: Mapping[Encoded, Encoded]) -> OffsetLessons:
+        """The lessons of the steps."""
+        return OffsetLessons(steps, self.goal, refusals, self.target, self.frozen_states)
 
     def frozen_logits(self, frozen: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens vocab"]:
         """l_o of its hidden states."""

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from uld_adapters.errors import UsageError
 from uld_offset_models.encoding import Encoded
@@ -17,10 +18,14 @@ _WORTH_SHARING = 8  # tokens
 
 @dataclass(frozen=True)
 class Layout:
-    """Where rows lie in the pack: `shared` tokens first, seen by every row, then `lengths` tokens of each row."""
+    """Where rows lie in the pack: `shared` tokens first, seen by every row, then `lengths` tokens of each row.
+
+    Rows that are trees have `masks`, True where a token (first index) sees another of its row.
+    """
 
     shared: int
     lengths: tuple[int, ...]
+    masks: tuple[Bool[Tensor, "tokens tokens"], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,10 +110,13 @@ def packed_attention(
     if layout.shared:
         mask = causal_mask(layout.shared, layout.shared, sliding_window, query.device)
         parts.append(attend(queries[0], keys[0], values[0], attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=scaling))
-    for q, k, v in zip(queries[1:], keys[1:], values[1:], strict=True):
+    for row, (q, k, v) in enumerate(zip(queries[1:], keys[1:], values[1:], strict=True)):
         if layout.shared:
             k, v = torch.cat((keys[0], k), 2), torch.cat((values[0], v), 2)
-        mask = causal_mask(q.shape[2], k.shape[2], sliding_window, query.device)
+        if layout.masks:
+            mask = functional.pad(layout.masks[row].to(query.device), (layout.shared, 0), value=True)
+        else:
+            mask = causal_mask(q.shape[2], k.shape[2], sliding_window, query.device)
         parts.append(attend(q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=scaling))
     return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
 

@@ -14,7 +14,7 @@ from uld_offset_models.shift import SIGNS
 
 PRESETS = ("gated", "paper", "release", "direct", "offset", "offset-gated")
 METHODS = {"uld": "gated", "direct": "direct", "offset": "offset"}  # each with its own preset; of a gated pair it is offset-gated
-_OFFSET = ("cache", "target", "start", "tail", "virtual_tokens", "trained_alpha")
+_OFFSET = ("cache", "target", "target_tokenizer", "start", "tail", "virtual_tokens", "trained_alpha")
 _OTHERS = {  # what only another method has a use for
     "uld": ("objective", "beta", "trainable", "refusals", *_OFFSET),
     "direct": ("layers", "gate", "gate_rate", "alpha", "margin", "filter", "stop_untouched", *_OFFSET),
@@ -27,8 +27,9 @@ class Recipe(BaseModel):
 
     `steps` wins over `epochs`; epochs run over the forget set, and never fewer than `min_steps` steps come of them. `layers`
     None keeps the whole base. `weight` is that of the uniform or retain loss, `beta` (1/nats) that of npo and dpo. Of a pair
-    (method offset) `cache` or `target` says what the target thinks of the texts, `start` where o' begins, if not at the base; in 0
-    steps it ends there, too. `alpha` is that of inference, and without a `trained_alpha` that of a pair's training, too.
+    (method offset) `cache` or `target` says what the target thinks of the texts, `target_tokenizer` is that of a cache in other tokens
+    than the base's, and `start` is where o' begins, if not at the base; in 0 steps it ends there, too. `alpha` is that of inference, and
+    without a `trained_alpha` that of a pair's training, too.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,6 +46,7 @@ class Recipe(BaseModel):
     refusals: str | None = None
     cache: str | None = None
     target: str | None = None
+    target_tokenizer: str | None = None
     start: str | None = None
     tail: Literal["truncate", "complete"] = "truncate"
     virtual_tokens: int = Field(default=20, ge=1)

@@ -24,7 +24,7 @@ class Growth:
 
 
 @dataclass
-class _Grown:
+class Grown:
     """The tokens of one growth as a tree: the chain first, then the branches, each with its parent (-1: the text alone)."""
 
     growth: Growth
@@ -93,7 +93,7 @@ class Tree:
 
         The chain's tokens stay in the track; the branches leave nothing behind.
         """
-        grown = [_Grown(growth) for growth in growths]
+        grown = [Grown(growth) for growth in growths]
         if not any(one.tokens for one in grown):
             return [{} for _ in grown]
         self.passes += 1
@@ -112,7 +112,7 @@ class Tree:
             self.parts.counts = [owners.count(adapter) for adapter in range(self.parts.adapters)]
         return order
 
-    def _masked(self, grown: list[_Grown]) -> list[dict[tuple[int, Path], Tensor]]:
+    def _masked(self, grown: list[Grown]) -> list[dict[tuple[int, Path], Tensor]]:
         parameter = next(self.backbone.parameters())
         past = max(one.growth.track.past for one in grown)
         width = max(len(one.tokens) for one in grown)
@@ -140,7 +140,7 @@ class Tree:
             _keep(one.growth, cache, row, past)
         return [_states(one, states) for one, states in zip(grown, out.last_hidden_state, strict=True)]
 
-    def _unfolded(self, grown: list[_Grown]) -> list[dict[tuple[int, Path], Tensor]]:
+    def _unfolded(self, grown: list[Grown]) -> list[dict[tuple[int, Path], Tensor]]:
         """Chains first, then every path that no longer one contains as a text of its own."""
         found: list[dict[tuple[int, Path], Tensor]] = [{} for _ in grown]
         chains = [(number, one) for number, one in enumerate(grown) if one.growth.chain]
@@ -231,7 +231,7 @@ def _keep(growth: Growth, cache: Any, row: int, past: int) -> None:
     track.tokens = [*track.tokens, *growth.chain]
 
 
-def _states(one: _Grown, states: Tensor) -> dict[tuple[int, Path], Tensor]:
+def _states(one: Grown, states: Tensor) -> dict[tuple[int, Path], Tensor]:
     start = len(one.growth.track.tokens) - len(one.growth.chain)
     found = {(start + number + 1, ()): states[number] for number in range(len(one.growth.chain))}
     return found | {node: states[number] for node, number in one.nodes.items()}

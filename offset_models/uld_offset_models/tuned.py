@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional
 from uld_offset_models.assistant import real_rows, tolerating_peft
 from uld_offset_models.encoding import Encoded
 from uld_offset_models.network import add_lora
-from uld_offset_models.packing import Layout, Pack, pack, use_packed_attention
+from uld_offset_models.packing import Pack, pack, use_packed_attention
 
 ROWS_AT_ONCE = 16
 
@@ -54,7 +55,7 @@ class Tuned(torch.nn.Module):
                 count = prompt.shape[1]  # every row sees them: they lie in the part that rows share
                 given = {"inputs_embeds": torch.cat([prompt, embeddings], 1)}
                 positions = torch.cat([torch.arange(count, device=device).unsqueeze(0), positions + count], 1)
-                at, layout = at + count, Layout(layout.shared + count, layout.lengths)
+                at, layout = at + count, replace(layout, shared=layout.shared + count)
             out = self.inner.base_model(**given, position_ids=positions, use_cache=False, layout=layout)
         return out.last_hidden_state[0].index_select(0, at)
 

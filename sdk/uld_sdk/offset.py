@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from uld_adapters.errors import UsageError
 from uld_sdk.account import account
+from uld_sdk.bridged_reading import bridged_side
 from uld_sdk.preparation import Aim, Prepared, Read, Trained, aim_of, carry_out, prepare, read_sets
 from uld_sdk.progress import OnProgress
 from uld_sdk.target_reading import TargetSource, frozen_states
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from uld_offset_models.encoding import Encoded
     from uld_offset_models.manifest import Manifest
     from uld_offset_models.offset import OffsetPair
+    from uld_offset_models.offset_lessons import OffsetLessons
     from uld_offset_models.recipes import Recipe
+    from uld_offset_models.target_side import TargetSide
 
 # With those that every method has: what decides the weights.
 _OUTCOME = (
@@ -38,7 +41,6 @@ def train_offset(recipe: "Recipe", sources: tuple[Any, Any], on_progress: OnProg
     from uld_offset_models.assistant import base_fingerprint
     from uld_offset_models.holdout import Watch
     from uld_offset_models.keeping import keep
-    from uld_offset_models.offset_lessons import OffsetLessons
     from uld_offset_models.processes import from_main, is_main
     from uld_offset_models.steps import Steps
 
@@ -58,9 +60,9 @@ def train_offset(recipe: "Recipe", sources: tuple[Any, Any], on_progress: OnProg
     done = recipe.steps == 0 or (checkpoint is not None and checkpoint.finished)
     pair = _build(prepared, source, read, aim, idle, done=done)
 
-    def dealt(first: int, rank: int, world: int) -> OffsetLessons:
+    def dealt(first: int, rank: int, world: int) -> "OffsetLessons":
         steps = Steps(*trained_on, batch=recipe.batch_size, seed=recipe.seed, first=first, last=prepared.total, rank=rank, world=world)
-        return OffsetLessons(steps, aim.goal, answers, pair.target, pair.frozen_states)
+        return pair.lessons(steps, answers)
 
     watch = Watch(prepared.forget, prepared.holdout, recipe.margin or _MARGIN, recipe.stop_untouched)
     trained = carry_out(prepared, pair, watch, dealt, checkpoint=checkpoint, on_progress=on_progress)
@@ -88,6 +90,7 @@ def _build(prepared: Prepared, source: TargetSource, read: Read, aim: Aim, idle:
     import torch
 
     from uld_offset_models.assistant import Gate
+    from uld_offset_models.bridged_pair import BridgedPair
     from uld_offset_models.offset import OffsetPair
     from uld_offset_models.tuned import Tuned, make_trainable
 
@@ -95,11 +98,13 @@ def _build(prepared: Prepared, source: TargetSource, read: Read, aim: Aim, idle:
     forget = [] if aim.goal.forget == "relabel" else zip(prepared.forget, read.sets.forget, strict=True)
     retain = [] if aim.goal.retain == "none" else zip(prepared.retain, read.sets.retain, strict=True)
     rows = dict(forget) | dict(zip(idle, aim.refusals, strict=True)) | dict(retain)
-    side = source.side(prepared, {} if done else rows)
     states: dict[Encoded, Tensor] = {}
     model, first_head = prepared.base, None
+    frozen = Tuned(prepared.base, prepared.tokenizer, trainable="full", autocast=autocast)
+    foreign = source.foreign(recipe, prepared.tokenizer)
+    wanted = {} if done else rows
+    side: TargetSide = bridged_side(source, prepared, wanted, frozen) if foreign else source.side(prepared, wanted)
     if not done:
-        frozen = Tuned(prepared.base, prepared.tokenizer, trainable="full", autocast=autocast)
         seen = [*prepared.forget, *idle, *prepared.retain, *prepared.holdout]
         states = dict(frozen_states(source, prepared, seen, frozen.states))
     if recipe.start is not None:
@@ -109,7 +114,7 @@ def _build(prepared: Prepared, source: TargetSource, read: Read, aim: Aim, idle:
         model, trainable=recipe.trainable, rank=recipe.rank, lora_alpha=recipe.lora_alpha, seed=recipe.seed,
         virtual_tokens=recipe.virtual_tokens,
     )  # fmt: skip
-    return OffsetPair(
+    return (BridgedPair if foreign else OffsetPair)(
         trainable,
         prepared.tokenizer,
         goal=aim.goal,

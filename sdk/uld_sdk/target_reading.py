@@ -45,6 +45,17 @@ class TargetSource:
         cache = TargetCache.open(recipe.cache)
         return cls(cache, None, cache.manifest.sha256)
 
+    def foreign(self, recipe: "Recipe", tokenizer: Any) -> bool:
+        """Whether it is a cache in other tokens than the base's; raises `UsageError` where nothing tells what these are, or is needless."""
+        from uld_adapters.vocabulary.tokens import tokenizer_fingerprint
+
+        same = self.cache is None or self.cache.manifest.tokenizer_sha256 == tokenizer_fingerprint(tokenizer)
+        if same and recipe.target_tokenizer is not None:
+            raise UsageError(
+                "--target-tokenizer is for a cache in other tokens than the base's", hint="leave it out: this target has the base's tokens"
+            )
+        return not same and recipe.target_tokenizer is not None
+
     @property
     def name(self) -> str:
         """The target's name: that of the server's model, or the place of the local one."""
@@ -75,7 +86,12 @@ class TargetSource:
             "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
             "template_sha256": template_hash(tokenizer, chat_template=prepared.chat),
         }
-        check_identity(self.cache.path, self.cache.manifest, wanted, hint="make it with this base: `uld-sdk cache --base BASE`")
+        check_identity(
+            self.cache.path,
+            self.cache.manifest,
+            wanted,
+            hint="name that tokenizer: --target-tokenizer, or make the cache with this base: `uld-sdk cache --base BASE`",
+        )
         self.cache.check({row: example.place for row, example in rows.items()})
         return CachedTarget(self.cache.find, tail=prepared.recipe.tail, vocabulary=len(tokenizer))
 

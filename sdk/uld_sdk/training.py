@@ -34,6 +34,7 @@ def train(
     refusals: str | Path | None = None,
     cache: str | Path | None = None,
     target: str | Path | None = None,
+    target_tokenizer: str | Path | None = None,
     start: str | Path | None = None,
     tail: str | None = None,
     virtual_tokens: int | None = None,
@@ -73,17 +74,17 @@ def train(
 
     With method "direct" tune `base` itself towards an objective such as "npo+kl", and save a peft adapter or a whole model. With method
     "offset" train a pair that starts from `base`, so that its difference, added to the target, does that; what the target says of the
-    rows comes from `cache` or `target`. Settings come from the preset ("gated" unless said otherwise, else that of the method), then the
-    recipe file, then the arguments. `forget` and `retain` are paths, hub names or lists of dicts; `max_seconds` bounds the training loop;
-    `on_progress` is called after every step, of several processes in rank 0 alone. Raises `UsageError`, `DataError`, `TrainingDiverged`,
-    `SaveFailed`, and `TrainingError` when interrupted.
+    rows comes from `cache` (in other tokens than the base's: with its `target_tokenizer`) or `target`. Settings come from the preset
+    ("gated" unless said otherwise, else that of the method), then the recipe file, then the arguments. `forget` and `retain` are paths,
+    hub names or lists of dicts; `max_seconds` bounds the training loop; `on_progress` is called after every step, of several processes
+    in rank 0 alone. Raises `UsageError`, `DataError`, `TrainingDiverged`, `SaveFailed`, and `TrainingError` when interrupted.
     """
     from uld_offset_models.recipes import resolve
 
     settings = resolve(
         recipe=recipe, preset=preset, method=method, objective=objective, beta=beta, trainable=trainable,
-        refusals=_text(refusals), cache=_text(cache), target=_text(target), start=_text(start), tail=tail, virtual_tokens=virtual_tokens,
-        layers=layers,
+        refusals=_text(refusals), cache=_text(cache), target=_text(target),
+        target_tokenizer=_text(target_tokenizer), start=_text(start), tail=tail, virtual_tokens=virtual_tokens, layers=layers,
         steps=steps, epochs=epochs, min_steps=min_steps, batch_size=batch_size,
         learning_rate=learning_rate, gate_rate=gate_rate, schedule=schedule, weight_decay=weight_decay, clip=clip, rank=rank,
         lora_alpha=lora_alpha, gate=gate, trained_alpha=trained_alpha,

@@ -1,6 +1,5 @@
 """The bridge against an oracle that sums over all texts."""
 
-import itertools
 import random
 
 import numpy as np
@@ -9,22 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from real_tokenizers import real
-from toy_texts import Asked, TextModel, expanded, share, toy_vocabulary, walk
+from toy_texts import Asked, TextModel, expanded, random_texts, share, toy_vocabulary, walk
 from uld_adapters.vocabulary.bpe import Bpe
 from uld_adapters.vocabulary.bridge import Bridge
 from uld_adapters.vocabulary.control import Role
 from uld_adapters.vocabulary.shares import change, excess
 from uld_adapters.vocabulary.tokens import Vocabulary
-
-LENGTH = 7
-
-
-def random_texts(seed: int, alphabet: bytes = b"ab", longest: int = LENGTH) -> dict[bytes, float]:
-    """A weight for every text over the alphabet: few are likely, all are possible."""
-    rng = np.random.default_rng(seed)
-    texts = [bytes(letters) for size in range(longest + 1) for letters in itertools.product(alphabet, repeat=size)]
-    weights = np.exp(3 * rng.normal(size=len(texts))) * np.array([len(alphabet) ** -len(text) for text in texts])
-    return dict(zip(texts, weights / weights.sum(), strict=True))
 
 
 def checked(remote: Vocabulary, small: Vocabulary, texts: dict[bytes, float], prefix: list[int], *, rounds: int = 30) -> None:

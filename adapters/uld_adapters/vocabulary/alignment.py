@@ -85,11 +85,10 @@ def gather(remote: Vocabulary, small: Vocabulary) -> Gather:
     return Gather(rows, ends[0] if ends else 0)
 
 
-def require_identity(target: str, small: str) -> Identity:
-    """Identity of two tokenizers by their fingerprints; raises TokenizerMismatch when they differ."""
-    if target != small:
+def require_identity(target: str, base: str) -> None:
+    """Raise TokenizerMismatch where a base's tokenizer is another than the target's, by their fingerprints."""
+    if target != base:
         raise TokenizerMismatch(
-            f"the assistant was trained for another tokenizer ({small[:12]}) than the target's ({target[:12]})",
-            hint="train an assistant whose base shares the target's tokenizer",
+            f"the base has another tokenizer ({base[:12]}) than the target ({target[:12]})",
+            hint="make a cache in the target's own tokens (`uld-sdk cache` without --base), and train with --cache, --target-tokenizer",
         )
-    return Identity()

@@ -6,6 +6,7 @@ over the texts that the small model may write after the prefix. With one vocabul
 of c. Pure: the small model is a function from paths of its tokens to rows of probabilities.
 """
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from uld_adapters.vocabulary.cover import Covers
 from uld_adapters.vocabulary.outcome import Outcomes
 from uld_adapters.vocabulary.shares import Shares
 from uld_adapters.vocabulary.tally import LEAST, Event, Tally, Weigher
-from uld_adapters.vocabulary.template import Template, Templates
+from uld_adapters.vocabulary.template import Templates
 from uld_adapters.vocabulary.tokens import Vocabulary
 
 Path = tuple[int, ...]
@@ -36,6 +37,13 @@ class Place:
     pending: bytes = b""
 
 
+@dataclass(frozen=True)
+class _Kept:
+    of: tuple[Place, tuple[int, ...]]
+    rows: list[np.ndarray]
+    tallies: list[tuple[int, Path, Tally]]
+
+
 class Bridge:
     """Two vocabularies, and what one's tokens weigh under models of the other.
 
@@ -48,6 +56,7 @@ class Bridge:
         self.control = matched(remote.roles, small.roles, remote.tokens, small.tokens)
         self.rows = small.rows
         self.templates = Templates(self.outcomes, self.small, self.rows)
+        self._kept: _Kept | None = None
         counterparts = set(self.control.values())
         self.void = np.array([i for i in sorted(small.control) if i not in counterparts], dtype=np.int64)
 
@@ -93,7 +102,7 @@ class Bridge:
         Spellings that go another way than the candidate's own are left out where the rows say that they weigh less than `least`.
         """
         found: set[Path] = set()
-        weigher = self._weigher(place, rows, least)
+        weigher = self.weigher(place, rows, least)
         _, singly = self._weighed(weigher, place, candidates)
         for at in singly:
             token = candidates[at]
@@ -107,23 +116,34 @@ class Bridge:
                 found.update(self.small.onward(place.tail, self._ours(place, self.remote.tokens[token]))[0])
         return {path for path in found if path not in rows}
 
-    def _weigher(self, place: Place, rows: Rows, least: float) -> Weigher:
-        weigher = Weigher(self.outcomes, self.small, rows, self.rows, least=least)
+    def weigher(self, place: Place, rows: Rows, least: float, *, kind: type[Weigher] = Weigher) -> Weigher:
+        """What weighs events at a place by the rows of its cover."""
+        weigher = kind(self.outcomes, self.small, rows, self.rows, least=least)
         weigher.given(self.small.paths(place.tail), self.small.overhangs(place.tail))
         return weigher
 
     def _weighed(self, weigher: Weigher, place: Place, candidates: Sequence[int]) -> tuple[dict[int, Tally], list[int]]:
         """The tallies of the candidates that can be weighed all at once, and which must be looked at one by one."""
         paths = self.small.paths(place.tail)
-        found: list[tuple[int, Template]] = []
+        done: dict[int, Tally] = {}
         if weigher.least >= LEAST and len(paths) == 1 and not place.pending:
-            for at, token in enumerate(candidates):
-                template = None if token in self.remote.vocabulary.control else self.templates.of(token)
-                if template is not None and (*paths[0], template.exact) not in weigher.rows and self._sealed(place, token):
-                    found.append((at, template))
-        tallies = self.templates.weigh(weigher, paths[0], [template for _, template in found]) if found else []
-        done = {at: tally for (at, _), tally in zip(found, tallies, strict=True) if tally is not None}
+            for at, exact, tally in self._at_once(weigher, place, paths[0], tuple(candidates)):
+                if exact not in weigher.rows:
+                    done[at] = tally
         return done, [at for at in range(len(candidates)) if at not in done]
+
+    def _at_once(self, weigher: Weigher, place: Place, path: Path, candidates: tuple[int, ...]) -> list[tuple[int, Path, Tally]]:
+        """The tallies of all candidates that have a template here, with the paths that spell them; kept, for a place is read twice."""
+        rows = [weigher.rows[path[:size]] for size in range(len(path) + 1)]
+        known = self._kept
+        if known is not None and known.of == (place, candidates) and all(map(operator.is_, known.rows, rows)):
+            return known.tallies
+        templates = [(at, self.templates.of(token)) for at, token in enumerate(candidates) if token not in self.remote.vocabulary.control]
+        found = [(at, template) for at, template in templates if template is not None and self._sealed(place, candidates[at])]
+        weighed = self.templates.weigh(weigher, path, [template for _, template in found]) if found else []
+        tallies = [(at, (*path, template.exact), tally) for (at, template), tally in zip(found, weighed, strict=True) if tally is not None]
+        self._kept = _Kept((place, candidates), rows, tallies)
+        return tallies
 
     def _sealed(self, place: Place, token: int) -> bool:
         data = self.remote.tokens[token]
@@ -132,11 +152,12 @@ class Bridge:
 
     def read(self, place: Place, candidates: Sequence[int], rows: Rows, *, least: float = LEAST) -> Shares:
         """S(c) of the candidates from the rows of `cover` and `nodes`; rows of further paths make the bounds narrower."""
-        weigher = self._weigher(place, rows, least)
+        weigher = self.weigher(place, rows, least)
         models = weigher.models
-        place_tally, standing = self._boundary(weigher, place)
+        place_tally = Tally(models)
+        standing = self.boundary(weigher, place, place_tally)
         done, _ = self._weighed(weigher, place, candidates)
-        columns = [done.get(at) or self._candidate(weigher, place, token) for at, token in enumerate(candidates)]
+        columns = [done.get(at) or self.candidate(weigher, place, token, Tally(models)) for at, token in enumerate(candidates)]
         lower, now, upper, held = (np.empty((models, len(columns))) for _ in range(4))
         for at, tally in enumerate(columns):
             lower[:, at], now[:, at], upper[:, at] = tally.yes, tally.yes + tally.now, tally.yes + tally.now + tally.may
@@ -146,20 +167,20 @@ class Bridge:
         with np.errstate(divide="ignore", invalid="ignore"):
             shares = [np.nan_to_num(part) for part in (now / np.maximum(likely, now), lower / most, upper / np.maximum(sure, upper))]
             slack = np.nan_to_num((upper - now) / np.maximum(likely, now))
-        neutral = np.array([self._neutral(token) for token in candidates], dtype=bool)
+        neutral = np.array([self.neutral(token) for token in candidates], dtype=bool)
         leaves = sorted((leaf for tally in [place_tally, *columns] for leaf in tally.leaves), reverse=True)
         return Shares(shares[0], shares[1], shares[2], slack, held, neutral, tuple(leaves), tuple(standing))
 
-    def _neutral(self, token: int) -> bool:
+    def neutral(self, token: int) -> bool:
+        """Whether a token of the remote has no counterpart in the small model's tokens."""
         if token in self.remote.vocabulary.control:
             return token not in self.control
         data = self.remote.tokens[token]
         return not data or self.small.written(data) != data
 
-    def _boundary(self, weigher: Weigher, place: Place) -> tuple[Tally, list[tuple[Path, Float[np.ndarray, " models"]]]]:
-        """The mass of texts in which a token of the remote begins at the end of the prefix, and where the models stand then."""
+    def boundary(self, weigher: Weigher, place: Place, tally: Tally) -> list[tuple[Path, Float[np.ndarray, " models"]]]:
+        """Count the mass of texts in which a token of the remote begins at the end of the prefix; where the models stand then."""
         event = Event(self._theirs(place), place.pending, None)
-        tally = Tally(weigher.models)
         standing: list[tuple[Path, Float[np.ndarray, " models"]]] = []
 
         def stands(path: Path) -> None:
@@ -171,15 +192,14 @@ class Bridge:
         for overhang in self.small.overhangs(place.tail):
             weigher.tokens(event, overhang.path, overhang.ids, len(place.tail) - overhang.at, b"", tally)
             stands(overhang.path)
-        return tally, standing
+        return standing
 
-    def _candidate(self, weigher: Weigher, place: Place, token: int) -> Tally:
-        """The mass of texts that the remote's tokenizer goes on with `token`."""
-        tally = Tally(weigher.models)
+    def candidate(self, weigher: Weigher, place: Place, token: int, tally: Tally) -> Tally:
+        """Count the mass of texts that the remote's tokenizer goes on with `token`."""
         if token in self.remote.vocabulary.control:
             if token in self.control:
-                path = self.small.path(place.tail)
-                tally.yes += weigher.weight((*path, self.control[token]))
+                path = (*self.small.path(place.tail), self.control[token])
+                weigher.settle(path, weigher.weight(path), tally, now=True, certain=True, hit=0.0)
             return tally
         data = self._ours(place, self.remote.tokens[token])
         pending = place.pending if self.remote.tokens[token].startswith(place.pending) else b""

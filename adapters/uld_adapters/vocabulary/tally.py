@@ -1,7 +1,7 @@
 """Mass of texts for which something holds in the remote's tokens, summed over the leaves of a tree of the small model's tokens."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +11,7 @@ from uld_adapters.vocabulary.cover import Covers, Overhang
 from uld_adapters.vocabulary.outcome import NONE, Outcomes
 
 Path = tuple[int, ...]
-LEAST = 1e-4  # mass of a position below which a spelling is not looked at by itself
+LEAST = 1e-3  # share of a position below which a spelling is not looked at by itself
 CROWD = 256  # nor are so many tokens in one place
 
 
@@ -94,16 +94,23 @@ class Weigher:
 
     def node(self, event: Event, path: Path, more: bytes, tally: Tally, *, without: Int[np.ndarray, " n"] | None = None) -> None:
         """All texts after a path whose row is known."""
-        weight = self.weight(path)
         hit = self.outcomes.hitters(event.tail, event.pending + more)
         chances = self.rows[path][:, hit]
+        mass = self._sum(chances)
         now = event.judge(self.outcomes, more)[0]
         if now:
-            rest = 1.0 - self._sum(chances)
-            if without is not None and without.size:
-                rest -= self._sum(self.rows[path][:, without])
-            tally.yes += weight * np.maximum(rest, 0.0)
-        self._singly(event, path, hit, chances, more, 0, tally, rest=tally.now if now and event.token is None else tally.may)
+            more_without = [hit] if without is None else [hit, without]
+            self.others(path, more_without, mass if without is None else mass + self._sum(self.rows[path][:, without]), tally)
+        self._singly(event, path, hit, chances, mass, more, 0, tally, rest=tally.now if now and event.token is None else tally.may)
+
+    def others(self, path: Path, without: Sequence[Int[np.ndarray, " n"]], mass: Float[np.ndarray, " models"], tally: Tally) -> None:
+        """Count all tokens after a path but some, of this mass there, for certain."""
+        tally.yes += self.weight(path) * np.maximum(1.0 - mass, 0.0)
+
+    def group(
+        self, path: Path, ids: Int[np.ndarray, " n"], heavy: Int[np.ndarray, " few"], tally: Tally, rest: Float[np.ndarray, " models"]
+    ) -> None:
+        """Told of tokens after a path: those at the places `heavy` are looked at one by one, the others were counted to `rest`."""
 
     def _sum(self, chances: Float[np.ndarray, "rows n"]) -> Float[np.ndarray, " models"]:
         """The mass of tokens by model."""
@@ -125,7 +132,8 @@ class Weigher:
             tally.may[:-1] += weight[:-1]
             tally.may[-1] += weight[-1] * len(ids) / self.size
             return
-        self._singly(event, path, ids, self.rows[path][:, ids], more, skip, tally, rest=tally.may)
+        chances = self.rows[path][:, ids]
+        self._singly(event, path, ids, chances, self._sum(chances), more, skip, tally, rest=tally.may)
 
     def _singly(
         self,
@@ -133,6 +141,7 @@ class Weigher:
         path: Path,
         ids: Int[np.ndarray, " n"],
         chances: Float[np.ndarray, "rows n"],
+        mass: Float[np.ndarray, " models"],
         more: bytes,
         skip: int,
         tally: Tally,
@@ -140,16 +149,16 @@ class Weigher:
         rest: Float[np.ndarray, " models"],
     ) -> None:
         weight = self.weight(path)
-        heavy = (chances.max(0) if len(chances) > 1 else chances[0]) >= self.least / max(weight[:-1].max(), self.least)
-        rest += weight * self._sum(chances)
-        found = np.empty(self.models)
-        for at in np.flatnonzero(heavy).tolist():
-            found[:-1], found[-1] = chances[:, at], 1 / self.size
-            mass = weight * found
-            rest -= mass
+        rest += weight * mass
+        heavy = np.flatnonzero((chances.max(0) if len(chances) > 1 else chances[0]) >= self.least / max(weight[:-1].max(), self.least))
+        for at in heavy.tolist():
+            each = weight * np.append(chances[:, at], 1 / self.size)
+            rest -= each
             token = int(ids[at])
-            self.leaf(event, (*path, token), more + self.small.tokens[token][skip:], mass, tally)
-        np.maximum(rest, 0.0, out=rest)
+            self.leaf(event, (*path, token), more + self.small.tokens[token][skip:], each, tally)
+        self.group(path, ids, heavy, tally, rest)
+        if heavy.size:
+            np.maximum(rest, 0.0, out=rest)
 
     def leaf(self, event: Event, path: Path, more: bytes, weight: Float[np.ndarray, " models"], tally: Tally) -> None:
         """All texts that begin with a path."""

@@ -56,6 +56,10 @@ class TrainingOptions:
     target: Annotated[
         str | None, typer.Option("--target", help="Of offset, for want of a cache: the target itself.", rich_help_panel=OBJECTIVE)
     ] = None
+    target_tokenizer: Annotated[
+        str | None,
+        typer.Option("--target-tokenizer", help="Of offset: the cache's tokenizer, if it is not the base's.", rich_help_panel=OBJECTIVE),
+    ] = None
     start: Annotated[
         str | None, typer.Option("--start", help="Of offset: a checkpoint for o' to start from.", rich_help_panel=OBJECTIVE)
     ] = None
