@@ -12,12 +12,17 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE.parent / "runs" / "bench"
-PARTS = ("startup", "training", "demo", "latency", "offset", "artifacts", "vocabulary", "retokenised")
+MODULES = {
+    "startup": "startup", "demo": "demo_figures", "latency": "latency", "offset": "offset", "gradients": "top_k_gradients",
+    "steps": "training_steps", "artifacts": "artifacts", "vocabulary": "vocabulary", "retokenised": "retokenised",
+}  # fmt: skip
+PARTS = ("training", *MODULES)
 
 
 def machine() -> str:
@@ -32,34 +37,8 @@ def _lines(path: Path) -> list[str]:
 def run_part(name: str) -> dict[str, Any]:
     """One part in this process; the training comparison is a script of its own."""
     sys.path.insert(0, str(HERE))
-    if name == "demo":
-        import demo_figures
-
-        return demo_figures.measure(WORK)
-    if name == "latency":
-        import latency
-
-        return latency.measure(WORK)
-    if name == "offset":
-        import offset
-
-        return offset.measure(WORK)
-    if name == "artifacts":
-        import artifacts
-
-        return artifacts.measure(WORK)
-    if name == "vocabulary":
-        import vocabulary
-
-        return vocabulary.measure()
-    if name == "retokenised":
-        import retokenised
-
-        return retokenised.measure(WORK)
-    if name == "startup":
-        import startup
-
-        return startup.measure()
+    if name in MODULES:
+        return dict(import_module(MODULES[name]).measure(WORK))
     target = HERE / "training.json"
     subprocess.run([sys.executable, str(HERE / "training_speed.py")], check=True)
     return json.loads(target.read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ def seconds(command: list[str]) -> float:
     return time.perf_counter() - begin
 
 
-def measure() -> dict[str, Any]:
+def measure(_work: Path) -> dict[str, Any]:
     """Medians of rounds in which the commands take turns."""
     script = shutil.which("uld-sdk", path=str(Path(sys.executable).parent))
     help_command = [script, "--help"] if script else [sys.executable, "-m", "uld_sdk.cli", "--help"]

@@ -1,4 +1,4 @@
-"""How far a gradient from a top-k cache is off: `python benchmarks/top_k_gradients.py`, part of `run.py offset`.
+"""How far a gradient from a top-k cache is off: `python benchmarks/run.py gradients`.
 
 A pair is trained for a few steps on complete distributions. Then the gradient of each objective, as a top-k report with a completed
 or a truncated tail gives it, is compared with that of the complete distributions: ||g_k - g|| / ||g||, the median over batches. The
@@ -6,7 +6,6 @@ small model is a cut of the target: with all of its layers it is the target itse
 fewer it is another, worse model.
 """
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from demo_rows import begin, rows
 from torch import Tensor
 
 from uld_offset_models.assistant import load_base
@@ -105,18 +105,12 @@ class Comparison:
         return {report: {name: round(statistics.median(v), 4) for name, v in by_name.items()} for report, by_name in found.items()}
 
 
-def measure(model: Path, rows: dict[str, list[Any]], *, cuts: Sequence[int | None] = (None, 24)) -> list[dict[str, Any]]:
+def measure(work: Path, *, cuts: Sequence[int | None] = (None, 24)) -> dict[str, Any]:
     """One entry a cut of the small model and a kind of report."""
-    figures = []
+    stage, own = begin(work / "offset")
+    data, figures = rows(stage, own), []
     for layers in cuts:
         print(f"  gradients: {layers or 'all'} layers", flush=True)
-        for (k, tail), errors in Comparison(model, rows, layers=layers).errors().items():
+        for (k, tail), errors in Comparison(stage.model, data, layers=layers).errors().items():
             figures.append({"layers": layers, "tail": tail, "k": k, "errors": errors})
-    return figures
-
-
-if __name__ == "__main__":
-    import offset
-
-    stage, own = offset.begin(Path("runs/bench"))
-    print(json.dumps(measure(stage.model, offset.rows(stage, own)), indent=1))
+    return {"gradients": figures}

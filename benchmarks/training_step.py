@@ -1,4 +1,4 @@
-"""One training step of each method on the demo's target and rows: `python benchmarks/training_step.py METHOD`, part of `run.py offset`.
+"""One training step of each method on the demo's target and rows: `python benchmarks/training_step.py METHOD`, each one of `run.py steps`.
 
 Each method runs in a process of its own, for the peak of its memory: seconds a step (median), the peak of the process in MiB, and
 FLOPs a step as torch counts them (matrix products and attention, backward passes included).
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from training_steps import METHODS
 
 from uld_offset_models.assistant import Gate, load_base
 from uld_offset_models.data import read_rows
@@ -30,7 +31,6 @@ from uld_offset_models.target_side import CachedTarget
 from uld_offset_models.tuned import Tuned, make_trainable
 from uld_offset_models.white_box import build_white_box
 
-METHODS = ("uld", "direct", "offset", "offset-gated")
 LAYERS = 6  # of the assistant, as in the demo
 GOAL = Goal("npo", "kl")
 
