@@ -6,6 +6,7 @@ own, against SmolLM2; beside it the same small model with SmolLM2's tokens. Targ
 """
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ class Retokenised:
         self.bridge = Bridge(vocabulary, Vocabulary.from_hf(model.tokenizer))
         self.scorer = TreeScorer([Scorer(model)])
         self.track = self.scorer.track()
+        self.lock = threading.Lock()  # a stream that is cut off leaves its last pass running
         self.ends = {token for token, role in vocabulary.roles.items() if role is not Role.OTHER}
 
     def answering(self, messages: Sequence[Mapping[str, str]]) -> "Retokenised":
@@ -59,6 +61,10 @@ class Retokenised:
 
     def report(self, prefix: Sequence[int]) -> TopLogprobs:
         """The top tokens after a prefix of the answer."""
+        with self.lock:
+            return self._report(prefix)
+
+    def _report(self, prefix: Sequence[int]) -> TopLogprobs:
         place, chain = self.bridge.start(), list(self.prompt)
         for token in prefix:
             certain, place = self.bridge.step(place, token)
