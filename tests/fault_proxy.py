@@ -103,15 +103,23 @@ class FaultServer:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.bind(("127.0.0.1", 0))
-        server = self._server = await asyncio.start_server(self._connection, sock=listener, backlog=512)
+        self._server = await asyncio.start_server(self._connection, sock=listener, backlog=512)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self._ready.set()
         await self._stop.wait()
-        server.close()
+        await self._refuse()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.sleep(0)  # let aborted transports close
+
+    async def _refuse(self) -> None:
+        """Close the listening socket; a connection that was accepted this moment must reach its server first, or asyncio loses it."""
+        assert self._server is not None
+        for listener in self._server.sockets:
+            asyncio.get_running_loop().remove_reader(listener.fileno())
+        await asyncio.sleep(0)
+        self._server.close()
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -177,8 +185,8 @@ class FaultServer:
                 writer.write(_head(message["status"], message["headers"]))
             else:
                 pieces += message.get("body", b"").startswith(b"data:")
-                if self.dies_after is not None and pieces > self.dies_after and self._server is not None:
-                    self._server.close()
+                if self.dies_after is not None and pieces > self.dies_after:
+                    await self._refuse()
                     raise Dropped
                 writer.write(_chunk(message.get("body", b"")) + (b"" if message.get("more_body") else b"0\r\n\r\n"))
             await writer.drain()

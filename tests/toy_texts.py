@@ -14,13 +14,20 @@ from uld_adapters.vocabulary.tokens import Vocabulary
 Path = tuple[int, ...]
 
 
-def toy_vocabulary(seed: int, *, alphabet: bytes = b"ab", size: int = 8, longest: int = 4, pattern: str | None = None) -> Vocabulary:
-    """Random byte-pair tokens over an alphabet in random id order; the last id ends a text."""
+def toy_vocabulary(
+    seed: int, *, alphabet: bytes = b"ab", size: int = 8, longest: int = 4, pattern: str | None = None, met: bool = False
+) -> Vocabulary:
+    """Random byte-pair tokens over an alphabet in random id order; the last id ends a text.
+
+    With `met` every token is made of two that stand side by side in its text, as training makes them. Without it some are never
+    merged and stand for whole words only, by tiktoken's rule: the next byte takes them apart.
+    """
     rng = np.random.default_rng(seed)
     tokens = [bytes([byte]) for byte in alphabet]
     while len(tokens) < size:
         left, right = (tokens[int(i)] for i in rng.integers(0, len(tokens), 2))
-        if len(left + right) <= longest and left + right not in tokens:
+        possible = len(left + right) <= longest and left + right not in tokens
+        if possible and (not met or _meet(tokens, left, right)):
             tokens.append(left + right)
         elif rng.random() < 0.02:
             break
@@ -31,6 +38,12 @@ def toy_vocabulary(seed: int, *, alphabet: bytes = b"ab", size: int = 8, longest
     return Vocabulary.from_bytes(
         [*shuffled, b"<end>"], control={len(tokens): Role.END_OF_TEXT}, order=[int(i) for i in order], pattern=pattern, name=f"toy {seed}"
     )
+
+
+def _meet(tokens: list[bytes], left: bytes, right: bytes) -> bool:
+    """Whether the tokens so far, told in the order of their merges, leave these two side by side."""
+    vocabulary = Vocabulary.from_bytes(tokens, order=range(len(tokens)))
+    return vocabulary.encode(left + right) == [tokens.index(left), tokens.index(right)]
 
 
 def random_texts(seed: int, alphabet: bytes = b"ab", longest: int = 7) -> dict[bytes, float]:

@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from real_tokenizers import real
@@ -51,21 +51,14 @@ def test_words_with_spaces(seed: int, data: st.DataObject) -> None:
     checked(remote, small, random_texts(seed, b"ab ", 5), remote.encode(text))
 
 
-def stands_in_texts(vocabulary: Vocabulary, token: int) -> bool:
-    """Whether a token is merged beside others: some toy tokens are but whole texts, and go into other tokens with the next byte."""
-    data, beside = vocabulary.tokens[token], (b"", b"a", b"b")
-    return any(token in vocabulary.encode(left + data + right) for left in beside for right in beside if left or right)
-
-
 @given(seed=st.integers(0, 100_000), data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_one_vocabulary_on_both_sides_is_the_identity(seed: int, data: st.DataObject) -> None:
-    vocabulary = toy_vocabulary(seed, size=8)
+    vocabulary = toy_vocabulary(seed, size=8, met=True)
     texts = random_texts(seed)
     text = data.draw(st.binary(max_size=4).map(lambda b: bytes(b"ab"[c % 2] for c in b)))
     bridge, model = Bridge(vocabulary, vocabulary), TextModel(vocabulary, texts)
     prefix = vocabulary.encode(text)
-    assume(all(stands_in_texts(vocabulary, token) for token in prefix))
     settled, place = walk(bridge, prefix)
     readings = expanded(bridge, place, list(range(vocabulary.rows)), Asked([model], settled), rounds=30)
     if model.mass.get(tuple(prefix), 0.0) > 0:
