@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 import uld_sdk
+from pairs import save_pair
 from reference import Reference
 from tiny_rows import FORGET, RETAIN, write_rows
 from toy import ROWS, Thought, table
@@ -29,7 +31,8 @@ from uld_offset_models.shift import Rule
 from uld_sdk.calibration.choice import Thresholds, grid_values
 from uld_sdk.calibration.position import Observed, kept_position
 from uld_sdk.calibration.rows import read_holdout
-from uld_sdk.calibration.sweep import Point, grid, measure
+from uld_sdk.calibration.sweep import Point, grid, measure, swept
+from uld_sdk.certainty import widened
 from uld_sdk.cli import app
 from uld_sdk.cli.calibrate import CalibrationOptions
 from uld_sdk.prompts import render
@@ -105,10 +108,11 @@ def test_the_sweep_is_each_rule_teacher_forced(k: int | None, answers: str, tiny
         max_new_tokens=LENGTH,
         dry_run=True,
     )
-    assert [point.rule for point in found.points] == grid(ALPHAS, MARGINS, FILTERS)
+    rules = grid(Rule(), ALPHAS, MARGINS, FILTERS)
+    assert [swept(point) for point in found.points] == [swept(rule) for rule in rules]
     assert len({point.forget_tokens_changed for point in found.points}) > 2, "the grid makes a difference"
-    for point in found.points:
-        slow = [teacher_forced(tiny_target, artifact, rows, point.rule, k) for rows in (forget, retain)]
+    for point, rule in zip(found.points, rules, strict=True):
+        slow = [teacher_forced(tiny_target, artifact, rows, rule, k) for rows in (forget, retain)]
         assert point.forget_changed == np.mean([any(row["changed"]) for row in slow[0]])
         assert point.forget_tokens_changed == pytest.approx(np.mean([np.mean(row["changed"]) for row in slow[0]]))
         assert point.retain_identical == np.mean([not any(row["changed"]) for row in slow[1]])
@@ -167,7 +171,7 @@ def test_a_kept_position_decides_as_the_whole_one(
         top = TopLogprobs.build([*order, ROWS + 5], [*log_p[order], float(log_p[order[-1]]) - 0.1])
     label = int(rng.integers(0, ROWS))
     value = float(log_p[label]) if told or label in order else float("nan")
-    kept = kept_position(top, reading, label=label, logprob=value, own=int(order[0]), ratio=0.01)
+    kept = kept_position(top, reading, Rule(margin=margin, filter=0.01), label=label, logprob=value, own=int(order[0]))
     whole = judge(top, reading, rule, Sampling(), Mode.GREEDY, 0)
     small = judge(kept.top, kept.reading, rule, Sampling(), Mode.GREEDY, 0)
     assert (small.touched, small.exact, small.bound) == (whole.touched, whole.exact, pytest.approx(whole.bound))
@@ -179,6 +183,91 @@ def test_a_kept_position_decides_as_the_whole_one(
         np.testing.assert_allclose(after.lower, before.lower)
         measured = measure(Observed(1, (kept,)), rule)
         assert (measured.changed, measured.touched) == (whole.token != int(order[0]), 1)
+
+
+class PairThought(Thought):
+    """What a pair says after one token, or a bridge between other tokens: values known between ends."""
+
+    def __init__(self, change: np.ndarray, frozen: np.ndarray, slack: float) -> None:
+        super().__init__(change)
+        self.peak = float(np.abs(change).max())
+        self._frozen, self._slack = frozen, slack
+
+    def frozen(self) -> np.ndarray:
+        return self._frozen
+
+    def bounds(self) -> Any:
+        return (self._excess - self._slack, self._excess + self._slack) if self._slack else None
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    k=st.integers(1, ROWS),
+    rule=st.builds(
+        Rule,
+        alpha=st.sampled_from([0.5, 2.0]),
+        margin=st.sampled_from([0.0, 0.5, 2.0]),
+        filter=st.sampled_from([0.0, 0.1]),
+        method=st.just("offset"),
+        tail=st.sampled_from(["truncate", "complete"]),
+    ),
+    scale=st.floats(0.5, 4.0),
+    told=st.booleans(),
+    slack=st.sampled_from([0.0, 0.3]),
+)
+@settings(max_examples=400, deadline=None)
+def test_a_kept_position_of_a_pair_decides_as_the_whole_one(seed: int, k: int, rule: Rule, scale: float, told: bool, slack: float) -> None:
+    rng = np.random.default_rng(seed)
+    log_p, frozen = table(seed, scale)[0], table(seed + 1, scale)[0]
+    reading = PairThought(table(seed + 2, scale)[0] - frozen, frozen, slack)
+    order = np.argsort(-log_p, kind="stable")[:k]
+    top = TopLogprobs.build(order, log_p[order], complete=k == ROWS)
+    label = int(rng.integers(0, ROWS))
+    value = float(log_p[label]) if told or label in order else float("nan")
+    kept = kept_position(top, reading, replace(rule, alpha=1.0, filter=0.0), label=label, logprob=value, own=int(order[0]))
+    whole = judge(top, reading, rule, Sampling(), Mode.GREEDY, 0)
+    if whole.touched and slack:
+        whole = widened(whole, top, rule.bounds(reading), rule.shift(reading), rule.filter, Sampling())
+    before = score_continuation(Score((label,), np.array([value]), (top,)), [reading], rule)
+    after = score_continuation(Score((kept.label,), np.array([value]), (kept.top,)), [kept.reading], rule)
+    np.testing.assert_allclose(after.upper, before.upper)
+    measured = measure(Observed(1, (kept,)), rule)
+    assert (measured.touched, measured.exact) == (whole.touched, whole.exact)
+    assert measured.changed == (whole.touched and whole.token != int(order[0]))
+
+
+@pytest.mark.parametrize("tail", ["truncate", "complete"])
+@pytest.mark.parametrize("gated", [True, False])
+def test_of_a_pair_it_means_what_the_client_does(gated: bool, tail: str, tiny_target: Path, tmp_path: Path, vllm_server: Any) -> None:
+    pair = save_pair(tmp_path / "pair", tiny_target, "lora", gated=gated, noise=0.03, margin=0.2, tail=tail)
+    reached: dict[str, Any] = reach(vllm_server, "vllm")
+    found = uld_sdk.calibrate(
+        pair,
+        **reached,
+        forget_holdout=ASKED_FORGET,
+        retain_holdout=ASKED_RETAIN,
+        alphas=[0.1, 2.0],
+        margins=[0.0, 0.4],
+        filters=[0.0, 0.1],
+        forget_changed=0.3,
+        retain_identical=0.0,
+        max_new_tokens=LENGTH,
+    )
+    assert len({point.forget_tokens_changed for point in found.points}) > 1, "the grid makes a difference"
+    for point in found.points:
+        with uld_sdk.UnlearnedClient(**reached, assistant=pair, **swept(point)) as client:
+            forget, retain = (
+                client.generate_many([row["question"] for row in rows], max_new_tokens=LENGTH) for rows in (ASKED_FORGET, ASKED_RETAIN)
+            )
+        assert point.forget_changed == np.mean([result.report.changed > 0 for result in forget])
+        assert point.retain_identical == np.mean([result.report.changed == 0 for result in retain])
+        assert point.retain_untouched == np.mean([result.untouched for result in retain])
+    assert found.chosen is not None
+    manifest = read_manifest(pair)
+    assert (manifest.alpha, manifest.margin, manifest.filter) == tuple(swept(found.chosen).values())
+    assert (manifest.method, manifest.tail) == ("offset", tail)
+    assert manifest.calibration is not None
+    assert manifest.calibration.before == {"alpha": 1.0, "margin": 0.2, "filter": 0.0}
 
 
 @pytest.mark.parametrize(("name", "server"), [("tgi", "tgi_server"), ("vllm", "vllm_server")])

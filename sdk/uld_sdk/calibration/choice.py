@@ -11,6 +11,7 @@ from uld_sdk.calibration.sweep import Point
 ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 MARGINS = (0.5, 1.0, 2.0, 3.0, 4.0)  # nats
 FILTERS = (0.01,)
+PAIR_FILTERS = (0.0,)  # off: a pair may promote what lies far below the best
 Values = str | float | Sequence[float]
 
 
@@ -56,7 +57,7 @@ def _order(point: Point) -> tuple[float, float, float]:
 def grid_values(option: str, given: Values | None, default: Sequence[float], *, own: float) -> list[float]:
     """The values of one axis, rising: what was given ("0.5,0.75" or numbers), else the default and the artifact's `own`.
 
-    Alphas are above 0, margins 0 or more, filters between 0 and 1. Raises `UsageError` naming the option.
+    Alphas are above 0, margins 0 or more, filters 0 (off) or more and less than 1. Raises `UsageError` naming the option.
     """
     if given is None:
         return sorted({*default, own})
@@ -82,5 +83,5 @@ def grid_values(option: str, given: Values | None, default: Sequence[float], *, 
 _LIMITS = {
     "--alphas": ("positive number", 0.0, np.inf, False),
     "--margins": ("number of 0 or more", 0.0, np.inf, True),
-    "--filters": ("number between 0 and 1", 0.0, 1.0, False),
+    "--filters": ("number from 0 to less than 1", 0.0, 1.0, True),
 }

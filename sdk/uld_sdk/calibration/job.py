@@ -16,19 +16,18 @@ from uld_offset_models.data import Row, check_overlap, data_hash
 from uld_offset_models.manifest import Calibration, Manifest, read_manifest
 from uld_offset_models.saving import check_writable
 from uld_offset_models.shift import Rule
-from uld_sdk.calibration.choice import ALPHAS, FILTERS, MARGINS, Thresholds, Values, grid_values
+from uld_sdk.calibration.choice import ALPHAS, FILTERS, MARGINS, PAIR_FILTERS, Thresholds, Values, grid_values
 from uld_sdk.calibration.observer import Observer
 from uld_sdk.calibration.position import Observed
 from uld_sdk.calibration.result import CalibrationResult
 from uld_sdk.calibration.rows import check_others, check_unseen, read_holdout
-from uld_sdk.calibration.sweep import Point, grid, sweep
+from uld_sdk.calibration.sweep import SWEPT, Point, grid, sweep, swept
 from uld_sdk.options import ConnectionKeywords
 
 if TYPE_CHECKING:
     from uld_offset_models.sources import Source
 
-_SWEPT = ("alpha", "margin", "filter")
-_DECIDED = ("assistant", *_SWEPT, "tail", "on_touched", "refusal", "draft", "trace")
+_DECIDED = ("assistant", *SWEPT, "tail", "on_touched", "refusal", "draft", "trace")
 
 
 def calibrate(
@@ -49,7 +48,7 @@ def calibrate(
     on_line: Callable[[str], None] | None = None,
     **connection: Unpack[ConnectionKeywords],
 ) -> CalibrationResult:
-    """Choose an artifact's alpha, margin and filter on hold-out rows, and write them into its manifest with the rule that chose them.
+    """Choose an assistant's or a pair's alpha, margin and filter on hold-out rows, and write them into its manifest with their rule.
 
     Every answer is scored once and read once; the grid costs no request. A row without an answer is answered by the plain server
     first (greedy, at most `max_new_tokens`), and its shares are then what the client itself would do. `alphas`, `margins` (nats)
@@ -66,16 +65,11 @@ def calibrate(
     _check(connection, max_new_tokens=max_new_tokens, concurrency=concurrency)
     thresholds = Thresholds(forget_changed, retain_identical)
     manifest = read_manifest(artifact)
-    if manifest.method != "uld":
-        raise UsageError(
-            f"{artifact} is a pair, and calibrate sweeps assistants",
-            hint="give the client another alpha or margin, and compare its answers",
-        )
-    before = Rule(manifest.alpha, manifest.margin, manifest.filter)
+    before = Rule(manifest.alpha, manifest.margin, manifest.filter, manifest.method, manifest.tail)
     axes = (
         grid_values("--alphas", alphas, ALPHAS, own=before.alpha),
         grid_values("--margins", margins, MARGINS, own=before.margin),
-        grid_values("--filters", filters, FILTERS, own=before.filter),
+        grid_values("--filters", filters, FILTERS if manifest.method == "uld" else PAIR_FILTERS, own=before.filter),
     )
     if plot is not None:
         from uld_sdk.calibration.page import check_plot
@@ -97,7 +91,7 @@ def calibrate(
     options: ConnectionKeywords = {**connection, "assistant": artifact, "margin": axes[1][0]}
     limits = {"max_new_tokens": max_new_tokens, "concurrency": concurrency}
     capabilities, seen = _run(_observed(options, sets, axes[2][0], limits, tally, on_line or _silent))
-    points = sweep(seen["forget"], seen["retain"], grid(*axes))
+    points = sweep(seen["forget"], seen["retain"], grid(before, *axes))
     chosen = thresholds.choose(points)
     result = CalibrationResult(
         path=Path(artifact),
@@ -152,18 +146,13 @@ def _cost(rows: list[Row], capabilities: Capabilities) -> str:
     return "; ".join(parts)
 
 
-def _swept(rule: Rule) -> dict[str, float]:
-    """What a sweep varies."""
-    return {name: getattr(rule, name) for name in _SWEPT}
-
-
 def _record(result: CalibrationResult, chosen: Point) -> Manifest:
     calibration = Calibration(
         rule=result.rule,
         thresholds=asdict(result.thresholds),
-        chosen=_swept(chosen.rule),
-        before=_swept(result.before),
-        reached={name: value for name, value in chosen.to_dict().items() if name not in _SWEPT and value is not None},
+        chosen=swept(chosen),
+        before=swept(result.before),
+        reached={name: value for name, value in chosen.to_dict().items() if name not in SWEPT and value is not None},
         holdout=dict(result.holdout),
         apart_from=list(result.apart_from),
         rows=dict(result.rows),

@@ -1,6 +1,7 @@
 """Hold-out answers as the large and the small model see them: asked or scored once, read once, whatever is swept later."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -8,7 +9,6 @@ from uld_adapters.backend import Backend
 from uld_adapters.errors import DataError, MalformedAnswer
 from uld_adapters.logprobs import Score
 from uld_offset_models.data import Row
-from uld_offset_models.shift import Rule
 from uld_sdk.async_client import AsyncUnlearnedClient
 from uld_sdk.bridge_reading import BridgedReading
 from uld_sdk.calibration.position import Observed, kept_position
@@ -44,10 +44,10 @@ class Observer(AsyncUnlearnedClient):
         (side,) = self._small.sides
         reader = side.reader(prompt, raw=False, new=len(score.tokens))
         readings: Sequence[AlignedReading | BridgedReading] = await reader.along(score.tokens, score.positions)
-        least = Rule(alpha=1.0, margin=side.chosen.rule.margin)
+        least = replace(side.chosen.rule, alpha=1.0, filter=ratio)
         places = zip(score.positions, readings, score.tokens, score.logprobs, own, strict=True)
         kept = [
-            kept_position(top, reading, label=token, logprob=float(value), own=greedy, ratio=ratio)
+            kept_position(top, reading, least, label=token, logprob=float(value), own=greedy)
             for top, reading, token, value, greedy in places
             if is_touched(reading, least)
         ]

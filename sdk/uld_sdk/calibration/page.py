@@ -6,13 +6,13 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from uld_adapters.errors import SaveFailed, UsageError
+from uld_sdk.calibration.sweep import SWEPT
 from uld_sdk.evaluation import plots
 
 if TYPE_CHECKING:
     from uld_sdk.calibration.result import CalibrationResult
 
 SUFFIXES = (".html", ".svg", ".png")
-SETTINGS = ("alpha", "margin", "filter")
 COLUMNS = {
     "alpha": "alpha",
     "margin": "margin (nats)",
@@ -71,7 +71,7 @@ def verdict(result: "CalibrationResult") -> str:
 
 def cell(name: str, value: float | None) -> str:
     """A figure in a table: settings as they are, shares and nats to a hundredth."""
-    return "-" if value is None else f"{value:g}" if name in SETTINGS else f"{value:.2f}"
+    return "-" if value is None else f"{value:g}" if name in SWEPT else f"{value:.2f}"
 
 
 def write_plot(path: Path, result: "CalibrationResult") -> None:

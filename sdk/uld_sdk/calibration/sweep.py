@@ -1,7 +1,7 @@
 """The sweep: every rule of a grid measured on answers that were observed once, by the functions of generation. Pure: no I/O."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 
 import numpy as np
@@ -9,10 +9,12 @@ import numpy as np
 from uld_adapters.logprobs import Score
 from uld_offset_models.shift import Rule
 from uld_sdk.calibration.position import Observed
+from uld_sdk.certainty import widened
 from uld_sdk.sampling import Sampling
 from uld_sdk.scoring import score_continuation
 from uld_sdk.verify import Mode, judge
 
+SWEPT = ("alpha", "margin", "filter")
 _GREEDY = Sampling()
 
 
@@ -43,11 +45,6 @@ class Point:
     retain_removed: float
     exact: float
 
-    @property
-    def rule(self) -> Rule:
-        """The rule that was measured."""
-        return Rule(self.alpha, self.margin, self.filter)
-
     def to_dict(self) -> dict[str, float | None]:
         """A JSON-able dictionary of all of it."""
         return asdict(self)
@@ -65,14 +62,19 @@ class _Measured:
     drops: list[float] = field(default_factory=list)  # of the touched tokens; untouched ones have a drop of 0
 
 
+def swept(values: Rule | Point) -> dict[str, float]:
+    """What a sweep varies."""
+    return {name: getattr(values, name) for name in SWEPT}
+
+
 def sweep(forget: Sequence[Observed], retain: Sequence[Observed], rules: Iterable[Rule]) -> list[Point]:
     """A point for each rule, whose margin must be no less than the observer's."""
     return [_point([measure(a, rule) for a in forget], [measure(a, rule) for a in retain], rule) for rule in rules]
 
 
-def grid(alphas: Iterable[float], margins: Iterable[float], filters: Iterable[float]) -> list[Rule]:
-    """Every combination, alphas rising in the outer loop."""
-    return [Rule(*values) for values in product(alphas, margins, filters)]
+def grid(like: Rule, alphas: Iterable[float], margins: Iterable[float], filters: Iterable[float]) -> list[Rule]:
+    """Every combination in the formula of a rule, alphas rising in the outer loop."""
+    return [replace(like, alpha=alpha, margin=margin, filter=ratio) for alpha, margin, ratio in product(alphas, margins, filters)]
 
 
 def measure(answer: Observed, rule: Rule) -> _Measured:
@@ -80,6 +82,8 @@ def measure(answer: Observed, rule: Rule) -> _Measured:
     found = _Measured(answer.tokens, exact=answer.settled)
     for at in answer.positions:
         verdict = judge(at.top, at.reading, rule, _GREEDY, Mode.GREEDY, 0)
+        if verdict.touched and (ends := rule.bounds(at.reading)) is not None:
+            verdict = widened(verdict, at.top, ends, rule.shift(at.reading), rule.ratio(at.reading), _GREEDY)
         found.exact += verdict.exact
         if not verdict.touched:
             continue

@@ -47,7 +47,7 @@ class CalibrationOptions:
     ] = None
     alphas: Annotated[str | None, typer.Option("--alphas", help="Such as 0.5,0.75,1; else 0.25 to 2.", rich_help_panel=GRID)] = None
     margins: Annotated[str | None, typer.Option("--margins", help="Nats, such as 1,3; else 0.5 to 4.", rich_help_panel=GRID)] = None
-    filters: Annotated[str | None, typer.Option("--filters", help="Such as 0.01,0.1; else 0.01.", rich_help_panel=GRID)] = None
+    filters: Annotated[str | None, typer.Option("--filters", help="Such as 0.01,0.1; else 0.01, of a pair 0.", rich_help_panel=GRID)] = None
     forget_changed: Annotated[
         float, typer.Option("--forget-changed", help="Least share of forget answers that must change.", rich_help_panel=GRID)
     ] = 0.95
@@ -107,6 +107,7 @@ def calibrate(server: ServerOptions, options: CalibrationOptions, as_json: Json 
 def trade_off(result: "CalibrationResult") -> Any:
     """The table of all points; the chosen one (or the nearest) is marked, and the artifact's own until now. One filter needs no column."""
     from uld_sdk.calibration.page import COLUMNS, cell
+    from uld_sdk.calibration.sweep import swept
 
     filters = {point.filter for point in result.points}
     shown = [name for name in COLUMNS if name != "filter" or len(filters) > 1]
@@ -114,6 +115,6 @@ def trade_off(result: "CalibrationResult") -> Any:
     for point in result.points:
         values = point.to_dict()
         marks = ["chosen"] if point == result.chosen else ["nearest"] if result.chosen is None and point == result.nearest else []
-        marks += ["until now"] if point.rule == result.before else []
+        marks += ["until now"] if swept(point) == swept(result.before) else []
         rows.append((*(cell(name, values[name]) for name in shown), "\n".join(marks)))
     return figures((*(COLUMNS[name] for name in shown), ""), rows)
