@@ -83,24 +83,21 @@ class _Text:
         return [{path: found[at, path][None] for path in some} for (at, _), some in zip(self.places, self.paths, strict=True)]
 
 
-def read_rows(
-    tuned: Tuned, bridge: Bridge, texts: Mapping[Encoded, tuple[Sequence[int], TargetLogprobs]], *, tail: Tail
-) -> dict[Encoded, BridgedRow]:
-    """What training needs of each row: its answer in the target's tokens and what the target says there are given, `tuned` is o.
-
-    Under the policy `complete` all tokens outside of K are one more candidate, whose probability moves as the sum of theirs does.
-    Raises `UsageError` for a base whose attention cannot read trees.
-    """
+def check_attention(tuned: Tuned) -> None:
+    """Raise `UsageError` for a base whose attention cannot read trees."""
     if not takes_masks(tuned.inner.config):
         raise UsageError(
             "the base has sliding-window or linear attention, which cannot read a target of another tokenizer in training",
             hint="choose a base with full attention, or one of the target's tokenizer",
         )
-    return {row: _row(tuned, bridge, row, answer, said, tail) for row, (answer, said) in texts.items()}
 
 
 @torch.no_grad()
-def _row(tuned: Tuned, bridge: Bridge, row: Encoded, answer: Sequence[int], said: TargetLogprobs, tail: Tail) -> BridgedRow:
+def read_row(tuned: Tuned, bridge: Bridge, row: Encoded, answer: Sequence[int], said: TargetLogprobs, *, tail: Tail) -> BridgedRow:
+    """What training needs of a row: its answer in the target's tokens and what the target says there are given, `tuned` is o.
+
+    Under the policy `complete` all tokens outside of K are one more candidate, whose probability moves as the sum of theirs does.
+    """
     top, labels = TopRows.joined([_first(said)]), torch.tensor(answer)
     found = truncated(top, labels)
     target, ids = found.logits, cast(Tensor, found.ids)

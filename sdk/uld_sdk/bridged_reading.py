@@ -1,5 +1,6 @@
 """What a target of another tokenizer says of a pair's training texts: its cache, and a bridge from its tokens to the small model's."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 def bridged_side(source: TargetSource, prepared: "Prepared", rows: "Mapping[Encoded, Example]", frozen: "Tuned") -> "TargetSide":
     """The target's side of the rows, which the cache has in the target's tokens, with what the frozen model makes of these.
 
+    That is kept beside the cache for the next training.
+
     Raises `UsageError` for a cache of another tokenizer, template or data, and `TokenizerMismatch` where no bridge leads from one to
     the other.
     """
@@ -24,7 +27,8 @@ def bridged_side(source: TargetSource, prepared: "Prepared", rows: "Mapping[Enco
     from uld_adapters.vocabulary.plain_tokenizer import open_tokenizer
     from uld_adapters.vocabulary.tokens import Vocabulary, tokenizer_fingerprint
     from uld_adapters.vocabulary.verdicts import kind_of
-    from uld_offset_models.bridged_target import BridgedTarget, read_rows
+    from uld_offset_models.bridged_cache import kept_rows
+    from uld_offset_models.bridged_target import BridgedTarget, check_attention, read_row
     from uld_offset_models.encoding import encode, uses_chat_template
     from uld_offset_models.store import check_identity
     from uld_offset_models.target_cache import template_hash
@@ -44,4 +48,17 @@ def bridged_side(source: TargetSource, prepared: "Prepared", rows: "Mapping[Enco
     theirs = dict(zip(rows, encode(tokenizer, list(rows.values()), chat_template=chat, max_length=recipe.max_length), strict=True))
     cache.check({theirs[row]: example.place for row, example in rows.items()})
     texts = {row: (asked.answer, cache.find(asked.prompt, asked.answer)) for row, asked in theirs.items()}
-    return BridgedTarget(read_rows(frozen, Bridge(remote, small), texts, tail=recipe.tail))
+    check_attention(frozen)
+    bridge = Bridge(remote, small)
+    of = (
+        *(cache.manifest.sha256, remote.fingerprint, small.fingerprint, recipe.tail),
+        *(prepared.identity["base"], prepared.base.config.num_hidden_layers, prepared.dtype),
+    )
+    sha256 = hashlib.sha256("/".join(map(str, of)).encode()).hexdigest()
+    found = kept_rows(
+        cache.path / f"bridged-{sha256[:16]}",
+        list(rows),
+        lambda row: read_row(frozen, bridge, row, *texts[row], tail=recipe.tail),
+        of_sha256=sha256,
+    )
+    return BridgedTarget(found)

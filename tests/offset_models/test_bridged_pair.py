@@ -16,7 +16,7 @@ from uld_adapters.vocabulary.terms import write_terms
 from uld_adapters.vocabulary.tokens import Vocabulary
 from uld_offset_models.assistant import Gate, load_base
 from uld_offset_models.bridged_pair import BridgedPair
-from uld_offset_models.bridged_target import BridgedTarget, read_rows
+from uld_offset_models.bridged_target import BridgedTarget, read_row
 from uld_offset_models.encoding import Encoded
 from uld_offset_models.goal import parse_goal
 from uld_offset_models.offset import OffsetPair
@@ -73,7 +73,8 @@ def made(
         rows.append(row)
         texts[row] = (answer, said_of(answer, bridge, seed + number))
     frozen = Tuned(model, tokenizer, trainable="full", autocast=False)
-    target = BridgedTarget(read_rows(frozen, bridge, texts, tail=tail))  # type: ignore[arg-type]
+    said = {row: read_row(frozen, bridge, row, *texts[row], tail=tail) for row in rows}  # type: ignore[arg-type]
+    target = BridgedTarget(said)
     gate = Gate(model.config.hidden_size, bias=0.0) if gated else None
     tuned = make_trainable(model, trainable="lora", rank=4, lora_alpha=8, seed=0)
     options = {"goal": parse_goal(objective), "beta": 0.3, "alpha": 0.8, "trainable": "lora", "autocast": False, "states": {}}

@@ -1,6 +1,7 @@
 """`--method offset` against a target of another tokenizer: from its cache to answers through the pair, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from typer.testing import CliRunner
 
 import tiny
 from tiny_rows import FORGET, RETAIN, write_rows
-from uld_adapters.errors import TokenizerMismatch, UsageError
+from uld_adapters.errors import ArtifactCorrupt, TokenizerMismatch, UsageError
 from uld_sdk import UnlearnedClient
 from uld_sdk.caching.job import cache
 from uld_sdk.cli import app
@@ -81,6 +82,40 @@ def test_every_kind_of_pair(options: dict[str, Any], more: dict[str, Any]) -> No
     if more.get("trainable") != "p-adapter":
         assert result.history[0]["retain"] == pytest.approx(0.0, abs=1e-4), "o' begins as o"
     assert result.history[-1]["loss"] != result.history[0]["loss"]
+
+
+def test_what_the_frozen_model_makes_of_the_rows_is_kept(options: dict[str, Any], cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next training of the same takes it from the disk, bit for bit; one under another tail policy does not."""
+    from uld_offset_models import bridged_target
+
+    asked: list[Any] = []
+    really = bridged_target.read_row
+
+    def counted(*given: Any, **more: Any) -> Any:
+        asked.append(given[2])
+        return really(*given, **more)
+
+    monkeypatch.setattr(bridged_target, "read_row", counted)
+    own = shutil.copytree(cached, options["output"].parent / "cache", ignore=shutil.ignore_patterns("bridged-*"))
+    made, counts = [], []
+    for number, tail in enumerate(["complete", "complete", "truncate"]):
+        output = options["output"].parent / str(number)
+        made.append(train(**{**options, "cache": str(own), "output": output, "tail": tail, "seed": 5}, objective="npo+gd"))
+        counts.append(len(asked))
+        assert len(set(asked)) == len(asked), "no row twice"
+        asked.clear()
+    assert counts[0] == counts[2] > 5
+    assert counts[1] == 0
+    weights = [result.manifest.files["adapter_model.safetensors"] for result in made]
+    assert weights[0] == weights[1] != weights[2]
+    folders = list(own.glob("bridged-*"))
+    assert len(folders) == 2
+    assert all(folder.stat().st_mode & 0o077 == 0 for folder in folders)
+    for folder in folders:
+        shard = folder / "00000.rows"
+        shard.write_bytes(shard.read_bytes()[:-9])
+    with pytest.raises(ArtifactCorrupt, match=r"bridged-.*00000\.rows"):
+        train(**{**options, "cache": str(own), "tail": "complete"}, objective="npo+gd")
 
 
 def test_from_the_command_line(options: dict[str, Any], tmp_path: Path) -> None:
