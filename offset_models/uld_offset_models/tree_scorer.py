@@ -1,8 +1,9 @@
 """Scorers of trees: what an assistant or a pair thinks after each path below a text, with the text's caches kept."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from uld_offset_models.batch_reading import judged
 from uld_offset_models.pair_scorer import PairReading, PairScorer, PairTrack
-from uld_offset_models.scorer import Reading, Scorer, Track
+from uld_offset_models.scorer import Scorer, Track
 from uld_offset_models.tree import Growth, Path, Tree
 
 Asked = tuple[Sequence[int], Sequence[tuple[int, Path]]]
@@ -39,36 +40,30 @@ class TreeTrack:
         self.states = {at: state for at, state in self.states.items() if at <= length}
 
 
-class Node(Protocol):
+@dataclass(frozen=True)
+class Node(ABC):
     """What small models think after a path."""
+
+    reading: Any
 
     @property
     def peak(self) -> float:
-        """The largest value in nats, or an upper bound of it."""
+        """The reading's: the largest excess, of a pair the largest size of a change, in nats, or an upper bound of it."""
+        return float(self.reading.peak)
 
     @property
     def gate(self) -> float | None:
         """c(x), None without a gate."""
+        found: float | None = self.reading.gate
+        return found
 
+    @abstractmethod
     def chances(self) -> Float[np.ndarray, "models rows"]:
         """The probability of every real row of the vocabulary."""
 
 
-@dataclass(frozen=True)
-class AssistantNode:
-    """What an assistant thinks after a path; `peak` and `gate` as of a `Reading`."""
-
-    reading: Reading
-
-    @property
-    def peak(self) -> float:
-        """The largest excess log p_a - log u in nats, or an upper bound of it."""
-        return self.reading.peak
-
-    @property
-    def gate(self) -> float | None:
-        """c(x), None without a gate."""
-        return self.reading.gate
+class AssistantNode(Node):
+    """What an assistant thinks after a path, out of its `Reading`."""
 
     def chances(self) -> Float[np.ndarray, "1 rows"]:
         """P_a of every token."""
@@ -77,21 +72,8 @@ class AssistantNode:
         return (row.float().exp() / len(row)).cpu().numpy()[None]
 
 
-@dataclass(frozen=True)
-class PairNode:
-    """What a pair thinks after a path; `peak` and `gate` as of a `PairReading`."""
-
-    reading: PairReading
-
-    @property
-    def peak(self) -> float:
-        """The largest c |log p_o' - log p_o| in nats, or an upper bound of it."""
-        return self.reading.peak
-
-    @property
-    def gate(self) -> float | None:
-        """c(x), None without a gate."""
-        return self.reading.gate
+class PairNode(Node):
+    """What a pair thinks after a path, out of its `PairReading`."""
 
     def chances(self) -> Float[np.ndarray, "2 rows"]:
         """P_o' and p_o of every token."""
