@@ -158,18 +158,16 @@ class Bridge:
         standing = self.boundary(weigher, place, place_tally)
         done, _ = self._weighed(weigher, place, candidates)
         columns = [done.get(at) or self.candidate(weigher, place, token, Tally(models)) for at, token in enumerate(candidates)]
-        lower, now, upper, held = (np.empty((models, len(columns))) for _ in range(4))
+        lower, now, upper = (np.empty((models, len(columns))) for _ in range(3))
         for at, tally in enumerate(columns):
             lower[:, at], now[:, at], upper[:, at] = tally.yes, tally.yes + tally.now, tally.yes + tally.now + tally.may
-            held[:, at] = tally.held
         sure, likely = place_tally.yes[:, None], (place_tally.yes + place_tally.now)[:, None]
         most = likely + place_tally.may[:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
             shares = [np.nan_to_num(part) for part in (now / np.maximum(likely, now), lower / most, upper / np.maximum(sure, upper))]
-            slack = np.nan_to_num((upper - now) / np.maximum(likely, now))
         neutral = np.array([self.neutral(token) for token in candidates], dtype=bool)
         leaves = sorted((leaf for tally in [place_tally, *columns] for leaf in tally.leaves), reverse=True)
-        return Shares(shares[0], shares[1], shares[2], slack, held, neutral, tuple(leaves), tuple(standing))
+        return Shares(shares[0], shares[1], shares[2], neutral, tuple(leaves), tuple(standing))
 
     def neutral(self, token: int) -> bool:
         """Whether a token of the remote has no counterpart in the small model's tokens."""
@@ -207,9 +205,6 @@ class Bridge:
         exact, overhangs = self.small.onward(place.tail, data)
         for path in exact:
             weigher.leaf(event, path, data, weigher.weight(path), tally)
-        if exact[0] in weigher.rows:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                tally.held = (tally.yes + tally.now) / sum(weigher.weight(path) for path in exact)
         for overhang in overhangs:
             weigher.tokens(event, overhang.path, overhang.ids, len(place.tail) + len(data) - overhang.at, data, tally)
         return tally

@@ -13,15 +13,12 @@ class Shares:
     """S(c) of each candidate under each model, the uniform one last, shapes (models, candidates).
 
     `lower` and `upper` hold whatever text follows; `now` gives each text to the token that the remote's tokenizer sees if the text
-    ends there. `slack` is the mass that may yet be c's. `held` is the share of the text of c that stays c's, nan where the small
-    model was not asked what follows c. Neutral candidates have no counterpart, and no shift.
+    ends there. Neutral candidates have no counterpart, and no shift.
     """
 
     now: Float[np.ndarray, "models candidates"]
     lower: Float[np.ndarray, "models candidates"]
     upper: Float[np.ndarray, "models candidates"]
-    slack: Float[np.ndarray, "models candidates"]
-    held: Float[np.ndarray, "models candidates"]
     neutral: Bool[np.ndarray, " candidates"]
     open: tuple[tuple[float, Path], ...]
     standing: tuple[tuple[Path, Float[np.ndarray, " models"]], ...] = ()
@@ -29,28 +26,23 @@ class Shares:
 
 def excess(shares: Shares) -> Float[np.ndarray, "3 candidates"]:
     """Log s_a(c) - log s_u(c) in nats, its lower and its upper bound: the excess of ULD over the same sum under the uniform model."""
-    return _ratio(shares, 0, -1, slack=False)
+    return _ratio(shares, 0, -1)
 
 
 def change(shares: Shares, gate: float | None) -> Float[np.ndarray, "3 candidates"]:
-    """C log((s'(c) + k) / (s(c) + k)) in nats, its lower and its upper bound, for the models (o', o); k is the mass that may yet be c's."""
-    return _ratio(shares, 0, 1, slack=True) * (1.0 if gate is None else gate)
+    """C (log s'(c) - log s(c)) in nats, its lower and its upper bound, for the models (o', o)."""
+    return _ratio(shares, 0, 1) * (1.0 if gate is None else gate)
 
 
-def _ratio(shares: Shares, mine: int, other: int, *, slack: bool) -> Float[np.ndarray, "3 candidates"]:
+def _ratio(shares: Shares, mine: int, other: int) -> Float[np.ndarray, "3 candidates"]:
     """Log of one model's share over another's.
 
-    Where the small model was not asked what follows a candidate, its text is taken to stay the candidate's as often as that of
-    the others, one model against the other. Neutral candidates, and those that no text yields, have 0.
+    What is open is the same spellings under both, so that their ratio now is nearer to the truth than one towards which the open mass is
+    added to both (measured on toys: total variation .006 against .021). Neutral candidates, and those that no text yields, have 0.
     """
     now, lower, upper = shares.now, shares.lower, shares.upper
-    more = np.maximum(shares.slack[mine], shares.slack[other]) if slack else np.zeros(now.shape[1])
     with np.errstate(divide="ignore", invalid="ignore"):
-        value = np.log(now[mine] + more) - np.log(now[other] + more)
-        held = np.log(shares.held[mine]) - np.log(shares.held[other])
-        known = np.isfinite(held)
-        if known.any():
-            value = np.where(known, value, value + held[known].mean())
+        value = np.log(now[mine]) - np.log(now[other])
         least, most = np.log(lower[mine]) - np.log(upper[other]), np.log(upper[mine]) - np.log(lower[other])
     least, most = np.where(np.isnan(least), -np.inf, least), np.where(np.isnan(most), np.inf, most)
     never = (upper[mine] <= 0) & (upper[other] <= 0)

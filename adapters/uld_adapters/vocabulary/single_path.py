@@ -76,4 +76,4 @@ class SinglePath:
         neutral |= np.array([not self.small.written(self.vocabulary.tokens[token]) for token in candidates], dtype=bool)
         zero, one = np.zeros_like(found), np.ones_like(found)
         path = self.small.path(place.tail)
-        return Shares(found, zero, one, zero, np.full_like(found, np.nan), neutral, (), ((path, np.ones(models)),))
+        return Shares(found, zero, one, neutral, (), ((path, np.ones(models)),))

@@ -1,6 +1,5 @@
 """Mass of texts for which something holds in the remote's tokens, summed over the leaves of a tree of the small model's tokens."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -39,19 +38,17 @@ class Event:
 class Tally:
     """Mass by model: `yes` for certain, `now` if texts end where the tree does, `may` for what may yet turn out so.
 
-    `leaves` are the open leaves with their weight, and `held` the share of the first leaf that was kept.
+    `leaves` are the open leaves with their weight.
     """
 
     models: int
     yes: Float[np.ndarray, " models"] = field(init=False)
     now: Float[np.ndarray, " models"] = field(init=False)
     may: Float[np.ndarray, " models"] = field(init=False)
-    held: Float[np.ndarray, " models"] = field(init=False)
     leaves: list[tuple[float, Path]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.yes, self.now, self.may = (np.zeros(self.models) for _ in range(3))
-        self.held = np.full(self.models, math.nan)
 
 
 class Weigher:

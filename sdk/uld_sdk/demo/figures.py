@@ -23,7 +23,7 @@ class Plan:
     layers: int | None = 6
     steps: int | None = None
     max_seconds: float | None = None
-    bulk: int = 16
+    bulk: int = 10
     sampled: int = 8
 
 
