@@ -30,7 +30,7 @@ from uld_sdk.demo.questions import KINDS, Question, load_questions
 from uld_sdk.demo.server import packaged_model
 from uld_sdk.evaluation.rouge import mean, rouge_l_recall
 
-QUESTIONS, NEW, TOP, ROLLED = 8, 32, 20, 3
+QUESTIONS, NEW, TOP, ROLLED = 5, 32, 20, 3
 GREEDY = ServerSampling()
 
 
@@ -85,18 +85,19 @@ class Retokenised:
 
     def _candidates(self, place: Any, rows: dict[Any, np.ndarray], at: int) -> list[int]:
         """What the likeliest tokens become in the other vocabulary: as they are, and after a few more."""
-        own = self.bridge.small.path(place.tail)
+        own, control = self.bridge.small.path(place.tail), self.bridge.small.vocabulary.control
         best = np.argsort(-rows[own][0])[: 2 * TOP].tolist()
-        texts = [self.bridge.small.tokens[token] for token in best if token not in self.bridge.small.vocabulary.control]
-        for token in best[:ROLLED]:
-            path, text = (*own, token), self.bridge.small.tokens[token]
-            for _ in range(ROLLED):
-                node = self.scorer.read([(self.track, ((), [(at, path)]))])[0][at, path]
-                following = int(node.chances()[0].argmax())
-                if following in self.bridge.small.vocabulary.control:
-                    break
-                path, text = (*path, following), text + self.bridge.small.tokens[following]
-                texts.append(text)
+        texts = [self.bridge.small.tokens[token] for token in best if token not in control]
+        rolled = [((*own, token), self.bridge.small.tokens[token]) for token in best[:ROLLED] if token not in control]
+        for _ in range(ROLLED):
+            nodes = self.scorer.read([(self.track, ((), [(at, path) for path, _ in rolled]))])[0] if rolled else {}
+            following = [int(nodes[at, path].chances()[0].argmax()) for path, _ in rolled]
+            rolled = [
+                ((*path, token), text + self.bridge.small.tokens[token])
+                for (path, text), token in zip(rolled, following, strict=True)
+                if token not in control
+            ]
+            texts += [text for _, text in rolled]
         for overhang in self.bridge.small.overhangs(place.tail):
             chances = rows[overhang.path][0][overhang.ids]
             for token in overhang.ids[np.argsort(-chances)[:TOP]].tolist():
