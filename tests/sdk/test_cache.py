@@ -361,6 +361,16 @@ def test_on_the_command_line(files: list[str], llamacpp_server: Any, tiny_target
     assert again.stderr == ""
 
 
+def test_a_chat_api_scores_no_given_text(files: list[str], tiny_target: Path) -> None:
+    told = command(*files, "-b", "openai", "-u", "http://127.0.0.1:9/v1", "--tokenizer", str(tiny_target))
+    assert (told.exit_code, told.stdout) == (2, "")
+    assert "error: a chat API scores no given text, and openai asks by messages\n  fix: with openai --route completions" in told.stderr
+    assert "or --backend vllm, llamacpp or tgi" in told.stderr
+    asked = command(*files, "-b", "vllm", "-u", "http://127.0.0.1:9", "--route", "completions")
+    assert asked.exit_code == 2
+    assert "route is for servers of the OpenAI kind" in asked.stderr
+
+
 def test_one_request_a_text_is_not_asked_about(files: list[str], vllm_server: Any, tiny_target: Path) -> None:
     done = command(*files, "-b", "vllm", "-u", vllm_server.url, "--tokenizer", str(tiny_target), "--data", files[1], "--json")
     assert (done.exit_code, done.stderr) == (0, "")

@@ -5,9 +5,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from uld_adapters.backend import Backend, Capabilities
+from uld_adapters.backend import Backend, Capabilities, TakesMessages
 from uld_adapters.errors import RequestRejected, UldError, UsageError
 from uld_adapters.http import TALLY, Tally
 from uld_adapters.vocabulary.tokens import load_tokenizer, tokenizer_fingerprint
@@ -96,6 +96,7 @@ def cache(
     top_logprobs: int | None = None,
     target_device: str | None = None,
     target_dtype: str | None = None,
+    route: Literal["chat", "completions"] | None = None,
 ) -> CacheResult:
     """Score the texts of a training under the large model, and keep its log-probabilities in the folder `output`.
 
@@ -117,7 +118,7 @@ def cache(
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise UsageError(f"{name} is {value!r}", hint=f"pass {name} as a whole number, {least} or more")
     if backend is None:
-        raise UsageError("no backend was named", hint="--backend tgi, vllm, llamacpp or hf, with its --base-url")
+        raise UsageError("no backend was named", hint="--backend tgi, vllm, llamacpp, hf, or openai with --route completions")
     examples = read_examples(forget=forget, retain=retain, data=data, refusals=None if refusals is None else str(refusals), seed=seed)
     path = Path(output).expanduser()
     if not path.exists():
@@ -127,7 +128,7 @@ def cache(
         backend=backend, base_url=base_url, model=model, tokenizer=tokenizer if tokenizer is not None or backend == "hf" else base,
         api_key=api_key, timeout=timeout, max_retries=max_retries, http_client=http_client,
         top_logprobs=LOCAL_TOP if backend == "hf" and top_logprobs is None else top_logprobs,
-        target_device=target_device, target_dtype=target_dtype,
+        target_device=target_device, target_dtype=target_dtype, route=route,
     )  # fmt: skip
     kept = _Kept()
     try:
@@ -142,8 +143,13 @@ async def _cache(examples: Examples, asked: _Asked, connection: dict[str, Any], 
     began, tally = time.perf_counter(), Tally()
     TALLY.set(tally)
     async with AsyncUnlearnedClient(**connection) as client:
-        capabilities = await client.capabilities()
         backend = client.backend
+        if isinstance(backend, TakesMessages):
+            raise UsageError(
+                f"a chat API scores no given text, and {backend.name} asks by messages",
+                hint="with openai --route completions (route='completions') if the server has it, or --backend vllm, llamacpp or tgi",
+            )
+        capabilities = await client.capabilities()
         borrowed = asked.base is not None and connection["tokenizer"] is asked.base and isinstance(connection["backend"], str)
         if borrowed and (doubt := await template_doubt(backend, capabilities.model, str(asked.base))) is not None:
             warnings.warn(doubt, TemplateWarning, stacklevel=2)
