@@ -90,6 +90,27 @@ def reference(model: Path, rows: Sequence[Encoded], k: int) -> list[Score]:
     return asyncio.run(scores())
 
 
+def test_an_echo_of_completions_says_what_the_model_says(vllm_server: Any, openai_server: Any, tiny_target: Path, tmp_path: Path) -> None:
+    """vLLM's own route echoes, the API's does not; neither tells half characters apart, which are then in the mass of the others."""
+    words = {"forget": WIDER, "retain": RETAIN, "base": str(tiny_target), "backend": "openai", "route": "completions"}
+    tokenizer = load_tokenizer(str(tiny_target))
+    example = read_rows(FORGET[:1])[0].example
+    (row,) = encode(tokenizer, [example], chat_template=True, max_length=512)
+    (expected,) = reference(tiny_target, [row], 400)
+    for server, scoring in ((vllm_server, "prompt"), (openai_server, "drafts")):
+        result = cache(output=tmp_path / scoring, base_url=server.url, **words)
+        assert result.manifest.scoring == scoring
+        values = TargetCache.open(tmp_path / scoring).find(row.prompt, row.answer)
+        told = ~np.isnan(values.label)
+        np.testing.assert_allclose(values.label[told], expected.logprobs[told], atol=2e-3)
+        assert told.all() if scoring == "prompt" else told.any()
+        for ids, logprobs, top in zip(values.ids, values.logprobs, expected.positions, strict=True):
+            np.testing.assert_allclose(logprobs, [top.of(token) for token in ids], atol=2e-3)
+        np.testing.assert_allclose(values.tail, 1 - np.exp(values.logprobs).sum(1), atol=2e-3)
+        if scoring == "prompt":
+            assert result.requests < result.texts + 12, "one request a text, and the first look at the server"
+
+
 @pytest.mark.parametrize("name", ["hf", "vllm", "llamacpp", "tgi"])
 def test_every_backend_says_what_the_model_says(name: str, request: pytest.FixtureRequest, tiny_target: Path, tmp_path: Path) -> None:
     place = {"model": str(tiny_target)} if name == "hf" else {"base_url": request.getfixturevalue(f"{name}_server").url}

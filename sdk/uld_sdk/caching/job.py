@@ -205,15 +205,20 @@ async def _fill(
 
 
 def _check_sendable(backend: Backend, capabilities: Capabilities, texts: list[Text]) -> None:
-    """A server that takes no ids scores a text only if it splits every beginning of it like the tokenizer; raises `RequestRejected`."""
+    """A server that takes no ids must split texts like the tokenizer; raises `RequestRejected`.
+
+    All of a text where it is scored in one request, else every beginning of it.
+    """
     if capabilities.ids_in:
         return
-    ids = ((text, [*text.prompt, *text.row.answer]) for text in texts)
-    unfit = [
-        text.place
-        for text, whole in ids
-        if any((part := whole[:end]) != backend.resume(part) for end in range(len(text.prompt), len(whole)))
-    ]
+
+    def fits(text: Text) -> bool:
+        whole = [*text.prompt, *text.row.answer]
+        if capabilities.scoring == "prompt" and backend.resume(whole) == whole:
+            return True
+        return all((part := whole[:end]) == backend.resume(part) for end in range(len(text.prompt), len(whole)))
+
+    unfit = [text.place for text in texts if not fits(text)]
     if unfit:
         raise RequestRejected(
             f"{backend.name} takes text only, and splits {len(unfit)} of {len(texts)} texts in its own way: {', '.join(unfit[:3])}",
