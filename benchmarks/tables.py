@@ -110,8 +110,8 @@ def offset(figures: dict[str, Any]) -> str:
     lines = [[line["variant"], *(form.format(line[name]) for name, (_, form) in COLUMNS.items())] for line in figures["compared"]]
     return (
         f"## Delta-unlearning\n\n{source(figures)}\nnpo+kl on SmolLM2-135M behind llama.cpp, top 20. Targets: a pair forgets (ROUGE-L at "
-        "most .60); a gated one forgets no less and keeps at least 90% of the retain answers identical. Loading includes what o says of the "
-        "rows; the second pair finds it beside the cache.\n\n"
+        "most .60); a gated one forgets no less and keeps at least 90% of the retain answers identical. Loading includes what o says "
+        "of the rows; the second pair finds it beside the cache.\n\n"
     ) + table(["held-out questions", *(head for head, _ in COLUMNS.values())], lines)
 
 
