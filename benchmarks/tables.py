@@ -110,7 +110,8 @@ def offset(figures: dict[str, Any]) -> str:
     lines = [[line["variant"], *(form.format(line[name]) for name, (_, form) in COLUMNS.items())] for line in figures["compared"]]
     return (
         f"## Delta-unlearning\n\n{source(figures)}\nnpo+kl on SmolLM2-135M behind llama.cpp, top 20. Targets: a pair forgets (ROUGE-L at "
-        "most .60); a gated one forgets no less and keeps at least 90% of the retain answers identical.\n\n"
+        "most .60); a gated one forgets no less and keeps at least 90% of the retain answers identical. Loading includes what o says "
+        "of the rows; the second pair finds it beside the cache.\n\n"
     ) + table(["held-out questions", *(head for head, _ in COLUMNS.values())], lines)
 
 
@@ -123,7 +124,7 @@ def gradients(figures: dict[str, Any]) -> str:
         errors.append([layers, entry["k"], entry["tail"], *(f"{entry['errors'][name]:.1%}" for name in objectives)])
     return (
         f"## Gradients from a top-k report\n\n{source(figures)}\nAgainst those from complete distributions: relative norm of the "
-        "difference, median over batches. Target: at most 10% from a completed top 20.\n\n"
+        "difference, median over 5 batches of 2 forget and 2 retain rows, after 4 steps. Target: at most 10% from a completed top 20.\n\n"
     ) + table(["layers of the small model", "k", "tail", *objectives], errors)
 
 
