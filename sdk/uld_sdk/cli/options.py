@@ -93,7 +93,8 @@ class ClientOptions(ServerOptions):
         float | None, typer.Option("--margin", min=0.0, help="Dead zone in nats; 0 turns it off.", rich_help_panel=UNLEARNING)
     ] = None
     filter: Annotated[
-        float | None, typer.Option("--filter", help="Least share of the top probability for a candidate; 0: off.", rich_help_panel=UNLEARNING)
+        float | None,
+        typer.Option("--filter", help="Least share of the top probability for a candidate; 0: off.", rich_help_panel=UNLEARNING),
     ] = None
     alignment: Annotated[
         str | None,
