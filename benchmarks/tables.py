@@ -110,7 +110,8 @@ def offset(figures: dict[str, Any]) -> str:
     lines = [[line["variant"], *(form.format(line[name]) for name, (_, form) in COLUMNS.items())] for line in figures["compared"]]
     return (
         f"## Delta-unlearning\n\n{source(figures)}\nnpo+kl on SmolLM2-135M behind llama.cpp, top 20. Targets: a pair forgets (ROUGE-L at "
-        "most .60); a gated one forgets no less and keeps at least 90% of the retain answers identical.\n\n"
+        "most .60); a gated one forgets no less and keeps at least 90% of the retain answers identical. Loading includes what o says "
+        "of the rows; the second pair finds it beside the cache.\n\n"
     ) + table(["held-out questions", *(head for head, _ in COLUMNS.values())], lines)
 
 
@@ -123,7 +124,7 @@ def gradients(figures: dict[str, Any]) -> str:
         errors.append([layers, entry["k"], entry["tail"], *(f"{entry['errors'][name]:.1%}" for name in objectives)])
     return (
         f"## Gradients from a top-k report\n\n{source(figures)}\nAgainst those from complete distributions: relative norm of the "
-        "difference, median over batches. Target: at most 10% from a completed top 20.\n\n"
+        "difference, median over 5 batches of 2 forget and 2 retain rows, after 4 steps. Target: at most 10% from a completed top 20.\n\n"
     ) + table(["layers of the small model", "k", "tail", *objectives], errors)
 
 
@@ -155,19 +156,19 @@ def vocabulary(figures: dict[str, Any]) -> str:
     goals |= {"byte-prefix mass": ".089, .113", "first piece": ".103, .180", "no shift": ".265, .270"}
     toy = sorted(figures["total_variation"].items(), key=lambda item: item[1]["aligned"])
     schemes = [[name, goals.get(name, ""), f"{v['aligned']:.4f}", f"{v['mid-token']:.4f}", v["prefixes"]] for name, v in toy]
-    pairs = [
-        [name, v["cover"], v["added_nodes"], v["added_nodes_95"], v["milliseconds"], v["milliseconds_mean"], v["seconds_to_make"]]
-        for name, v in figures["pairs"].items()
-    ]
+    keys = ("cover", "added_nodes", "added_nodes_95", "look_ahead", "milliseconds", "milliseconds_mean", "seconds_to_make")
+    pairs = [[name, *(v[key] for key in keys)] for name, v in figures["pairs"].items()]
     text = (
         "Mean total variation from the exact distribution, which is a sum over all texts of random small models on random byte-pair "
-        "vocabularies. Targets: no worse than the plan's figures for the bridge, and better than all other schemes.\n"
+        "vocabularies. Targets: no worse than the plan's figures for the bridge, and better than all other schemes. The plan does not say "
+        "how its toys were made: these are harder for the single path, and have less to shift.\n"
     )
     more = (
         "Released tokenizers (large to small), top 20, models that count bigrams. Targets: at most 12 added tokens of the small model a "
-        "position, and at most 1 ms (median) beside the model, after warm-up.\n"
+        "position, and at most 1 ms (median) beside the model, after warm-up. The client reads on after the likely candidates, at touched "
+        "positions: these tokens come on top, and are in the time.\n"
     )
-    head = ["pair and text", "places", "added tokens", "of these at 95%", "ms, median", "ms, mean", "s to make"]
+    head = ["pair and text", "places", "added tokens", "at 95%", "by look-ahead", "ms, median", "ms, mean", "s to make"]
     return (
         f"## Vocabularies\n\n{source(figures)}\n{text}\n"
         + table(["scheme", "in the plan", "aligned", "mid-token", "prefixes"], schemes)

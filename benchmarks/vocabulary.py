@@ -22,6 +22,7 @@ from uld_adapters.vocabulary.bridge import Bridge  # noqa: E402
 from uld_adapters.vocabulary.shares import change  # noqa: E402
 from uld_adapters.vocabulary.single_path import SinglePath  # noqa: E402
 from uld_adapters.vocabulary.tokens import Vocabulary  # noqa: E402
+from uld_sdk.bridge_reader import AHEAD, LIKELY  # noqa: E402
 
 TOYS, LONGEST, ALPHABET = 120, 7, b"abc"
 PAIRS = (
@@ -42,8 +43,10 @@ def random_texts(rng: np.random.Generator, *, like: dict[bytes, float] | None = 
     return dict(zip(texts, weights / weights.sum(), strict=True))
 
 
-def schemes(remote: Vocabulary, small: Vocabulary, models: list[dict[bytes, float]], prefix: list[int]) -> dict[str, np.ndarray]:
-    """Log of s'(c)/s(c) for every token of the remote by each scheme, the exact one by sums over all texts."""
+def schemes(
+    remote: Vocabulary, small: Vocabulary, models: list[dict[bytes, float]], prefix: list[int], base: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Log of s'(c)/s(c) for every token of the remote by each scheme, the exact one by sums over all texts; `base` is p_M."""
     text, tokens = remote.decode(prefix), list(range(remote.rows))
     told = [TextModel(small, texts) for texts in models]
     found: dict[str, np.ndarray] = {}
@@ -54,6 +57,8 @@ def schemes(remote: Vocabulary, small: Vocabulary, models: list[dict[bytes, floa
         asked.add(weighing.nodes(place, tokens, asked.rows))
         found[name] = change(weighing.read(place, tokens, asked.rows), None)[0]
         if name == "bridge":
+            asked.add(weighing.nodes(place, tokens, asked.rows, ahead=likely(base)))
+            found["bridge, as the client looks ahead"] = change(weighing.read(place, tokens, asked.rows), None)[0]
             asked.add(weighing.nodes(place, tokens, asked.rows, ahead=tokens))
             found["bridge, one look-ahead"] = change(weighing.read(place, tokens, asked.rows), None)[0]
     exact = [share(remote, texts, text) for texts in models]
@@ -69,6 +74,12 @@ def schemes(remote: Vocabulary, small: Vocabulary, models: list[dict[bytes, floa
         found["first piece"] = np.log(first[0][pieces]) - np.log(first[1][pieces])
     found["no shift"] = np.zeros(len(tokens))
     return {name: np.nan_to_num(values, nan=0.0, posinf=30.0, neginf=-30.0) for name, values in found.items()}
+
+
+def likely(chances: np.ndarray) -> list[int]:
+    """The candidates after which the client reads on."""
+    order = np.argsort(-chances, kind="stable")[:AHEAD]
+    return [int(token) for token in order if chances[token] > LIKELY]
 
 
 def _mass(remote: Vocabulary, texts: dict[bytes, float], prefix: bytes) -> np.ndarray:
@@ -101,7 +112,7 @@ def toy() -> dict[str, dict[str, float]]:
             ends = np.cumsum([0, *[len(small.tokens[token]) for token in small.encode(text)]])
             p = share(remote, large, remote.decode(prefix))
             base = np.array([p.get(None if t in remote.control else t, 0.0) for t in range(remote.rows)])
-            shifts = schemes(remote, small, [tuned, frozen], prefix)
+            shifts = schemes(remote, small, [tuned, frozen], prefix, base)
             exact = _weighted(base, shifts.pop("exact"))
             for name, shift in shifts.items():
                 apart = float(np.abs(_weighted(base, shift) - exact).sum()) / 2
@@ -157,12 +168,13 @@ def pair(first: str, second: str, kind: str) -> dict[str, Any] | None:
     text, warm = corpus(kind)
     model, large = Counted(small, text + warm), Counted(remote, text + warm)
     _along(bridge, warm, model, large)
-    cover, added, seconds = _along(bridge, text, model, large)
+    cover, added, ahead, seconds = _along(bridge, text, model, large)
     return {
         "positions": len(cover),
         "cover": round(float(np.mean(cover)), 2),
         "added_nodes": round(float(np.mean(added)), 2),
         "added_nodes_95": float(np.percentile(added, 95)),
+        "look_ahead": round(float(np.mean(ahead)), 2),
         "milliseconds": round(float(np.median(seconds)) * 1000, 3),
         "milliseconds_mean": round(float(np.mean(seconds)) * 1000, 3),
         "seconds_to_make": round(made, 2),
@@ -181,32 +193,37 @@ def corpus(kind: str) -> tuple[str, str]:
     return texts[0][:6000], "\n".join(texts[1:])[:60_000]
 
 
-def _along(bridge: Bridge, text: str, model: Counted, large: Counted) -> tuple[list[int], list[int], list[float]]:
+def _along(bridge: Bridge, text: str, model: Counted, large: Counted) -> tuple[list[int], list[int], list[int], list[float]]:
+    """Places, tokens beside the text's own, of these those of the client's look-ahead, and seconds, a value a position."""
     remote, small = bridge.remote.vocabulary, bridge.small.vocabulary
     ids, trunk = remote.encode(text), small.encode(text)
     place, settled = bridge.start(), 0
-    cover, added, seconds = [], [], []
+    cover, added, further, seconds = [], [], [], []
     for at in range(len(ids)):
-        candidates = large.top(ids[at - 1] if at else None, TOP)
+        before = ids[at - 1] if at else None
+        candidates = large.top(before, TOP)
+        ahead = [token for token in candidates[:AHEAD] if large.row(before)[0, token] > LIKELY]
         last = trunk[settled - 1] if settled else None
         start = time.process_time()
         paths = bridge.cover(place)
         spent = time.process_time() - start
         rows = {path: model.row(path[-1] if path else last) for path in paths}
         start = time.process_time()
-        nodes = bridge.nodes(place, candidates, rows)
+        nodes = bridge.nodes(place, candidates, rows, ahead=ahead)
         spent += time.process_time() - start
+        least = [*rows, *bridge.nodes(place, candidates, rows)]
         rows |= {path: model.row(path[-1] if path else last) for path in nodes}
         start = time.process_time()
         bridge.read(place, candidates, rows)
         certain, place = bridge.step(place, ids[at])
         spent += time.process_time() - start
-        beside = [path for path in rows if tuple(trunk[settled : settled + len(path)]) != path]
+        beside = [sum(tuple(trunk[settled : settled + len(path)]) != path for path in some) for some in (least, rows)]
         cover.append(len(paths))
-        added.append(len(beside))
+        added.append(beside[0])
+        further.append(beside[1] - beside[0])
         seconds.append(spent)
         settled += len(certain)
-    return cover, added, seconds
+    return cover, added, further, seconds
 
 
 def measure(_work: Path) -> dict[str, Any]:

@@ -25,9 +25,10 @@ class JointReading:
         return self._loudest.gate
 
     @property
-    def quiet(self) -> bool:
-        """Whether one of them has proved itself untouched for the reported tokens only."""
-        return any(getattr(part, "quiet", False) for part in self.parts)
+    def beyond(self) -> float | None:
+        """The largest shift that unreported tokens may have by those that are quiet (`BridgedReading.beyond`), None without such."""
+        known = [value for part in self.parts if (value := getattr(part, "beyond", None)) is not None]
+        return sum(known) if known else None
 
     @property
     def _loudest(self) -> SmallReading:

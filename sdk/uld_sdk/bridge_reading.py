@@ -9,9 +9,9 @@ import numpy as np
 from uld_adapters.vocabulary.bridge import Path, Place, Rows
 from uld_adapters.vocabulary.shares import Shares, change, excess
 from uld_adapters.vocabulary.tally import LEAST
-from uld_offset_models.shift import Rule
+from uld_offset_models.shift import Rule, shift_of
 
-UNKNOWN = 50.0  # nats that a token may have which nobody asked about
+UNKNOWN = 50.0  # nats that a token may have which nobody asked about: with any tail the bound is then 1
 
 
 class Weighing(Protocol):
@@ -53,8 +53,9 @@ class Bridging:
 class BridgedReading:
     """What the small model thinks at one prefix of the answer, told in the remote's tokens once these are known (`settle`).
 
-    The assistant is quiet at a prefix where at none of the places at which it may stand any of its own tokens exceeds the
-    uniform distribution by more than the margin: there g is 0, whatever the remote reports.
+    Where at none of the places at which it may stand any of its own tokens exceeds the uniform distribution by more than the
+    margin, g is 0 by definition, whatever the remote reports: like a gate this is a function of the prefix alone. Elsewhere it is
+    quiet if nothing that the remote reported has a shift.
     """
 
     bridging: Bridging
@@ -65,6 +66,7 @@ class BridgedReading:
     rows: dict[Path, np.ndarray] = field(default_factory=dict)
     values: np.ndarray | None = None  # excess or change by the remote's ids: value, least, most
     quiet: bool = False
+    beyond: float | None = None  # where it is quiet: the largest shift in nats of tokens that were not reported, unless that is none
     least: float = LEAST  # mass of the position below which a spelling is not looked at by itself
 
     @property
@@ -81,7 +83,7 @@ class BridgedReading:
         return None if gates[0] is None else float(max(gates))
 
     def excess(self) -> np.ndarray:
-        """Log s_a - log s_u, of a pair c log((s' + k) / (s + k)), in nats by the remote's ids, shape (rows,)."""
+        """Log s_a - log s_u, of a pair c (log s' - log s), in nats by the remote's ids, shape (rows,)."""
         return self._settled()[0]
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
@@ -112,17 +114,21 @@ class BridgedReading:
         rule = self.rule
         shares = self.bridging.weighing.read(self.place, ids, self._known(), least=self.least)
         pair = rule.method == "offset"
-        known = change(shares, self._gate_of(shares)) if pair else excess(shares)
+        gate = self._gate_of(shares) if pair else None
+        known = change(shares, gate) if pair else excess(shares)
         # Beyond the report: as large a shift as can be, which under a margin of ULD is none.
-        self.values = np.full((3, self.bridging.rows), UNKNOWN if pair else -UNKNOWN)
+        unknown = UNKNOWN * (1.0 if gate is None else gate) if pair else -UNKNOWN
+        self.values = np.full((3, self.bridging.rows), unknown)
         self.values[:, np.asarray(ids, dtype=np.int64)] = known
         largest = np.max(np.abs(known[1:]) if pair else known[2], initial=0.0 if len(ids) else np.inf)
         self.quiet = bool(largest <= rule.margin) and (pair or rule.margin > 0)
+        proved = pair and unknown <= rule.margin
+        self.beyond = max(0.0, float(shift_of(np.array(unknown), rule))) if self.quiet and not proved else None
         return shares
 
     def _gate_of(self, shares: Shares) -> float | None:
-        """The gate at the places at which the tuned model stands, by their weight."""
-        gates = [(self.nodes[path].gate, float(weight[0])) for path, weight in shares.standing if path in self.nodes]
+        """The gate at the places at which the small models stand, by the frozen one's weight, as in training."""
+        gates = [(self.nodes[path].gate, float(weight[1])) for path, weight in shares.standing if path in self.nodes]
         if not gates or gates[0][0] is None:
             return None
         total = sum(weight for _, weight in gates)

@@ -31,6 +31,15 @@ def shifted_bound(top: TopLogprobs, ends: Bounds, shift: Float[np.ndarray, " row
     return bound if bound > 1e-9 else 0.0
 
 
+def tail_share(mass: float, shift: float) -> float:
+    """What a tail of this mass weighs at most where its tokens have a shift of at most so many nats and no others have any.
+
+    m e^g / (1 - m + m e^g): no larger is the total variation between p_M and any such q, whether the tail gains or loses.
+    """
+    weight = mass * np.exp(shift)
+    return float(weight / (1.0 - mass + weight))
+
+
 def _scores(top: TopLogprobs, ends: Bounds, shift: np.ndarray, ratio: float) -> tuple[np.ndarray, ...]:
     """The kept set F, and log p_M + g in nats over it: the least, the largest, and as taken."""
     real = top.ids < shift.size
@@ -41,6 +50,16 @@ def _scores(top: TopLogprobs, ends: Bounds, shift: np.ndarray, ratio: float) -> 
     return ids, logprobs + low, logprobs + high, logprobs + shift[ids]
 
 
+def _outside(top: TopLogprobs, high: Float[np.ndarray, " rows"], ratio: float) -> tuple[float, float]:
+    """The mass of the unreported tokens and the largest shift in nats that one of them may have; 0 and -inf where all of F is reported."""
+    floor = top.logprobs[0] + np.log(ratio) if ratio > 0 else -np.inf
+    outside = np.ones(high.size, dtype=bool)
+    outside[top.ids[top.ids < high.size]] = False
+    if top.complete or top.ceiling < floor or not outside.any():
+        return 0.0, -np.inf
+    return top.tail_mass, float(high[outside].max())
+
+
 def score_bounds(token: int, value: float, top: TopLogprobs, ends: Bounds, ratio: float) -> tuple[float, float]:
     """Both ends of log q of a token at a touched position; `value` is log p_M of it in nats, NaN where it is not known.
 
@@ -49,10 +68,8 @@ def score_bounds(token: int, value: float, top: TopLogprobs, ends: Bounds, ratio
     """
     ids, low, high, _ = _scores(top, ends, ends[0], ratio)
     floor = top.logprobs[0] + np.log(ratio) if ratio > 0 else -np.inf
-    tail = 0.0 if top.complete or top.logprobs[-1] < floor else top.tail_mass
-    outside = np.ones(ends[1].size, dtype=bool)
-    outside[top.ids[top.ids < outside.size]] = False
-    unseen = np.log(tail) + float(ends[1][outside].max()) if tail and outside.any() else -np.inf
+    tail, highest = _outside(top, ends[1], ratio)
+    unseen = np.log(tail) + highest if tail else -np.inf
     mine = ids == token
     if mine.any():
         least, most = float(low[mine][0]), float(high[mine][0])
@@ -70,20 +87,26 @@ def score_bounds(token: int, value: float, top: TopLogprobs, ends: Bounds, ratio
 def widened(
     verdict: Verdict, top: TopLogprobs, ends: Bounds, shift: Float[np.ndarray, " rows"], ratio: float, sampling: Sampling
 ) -> Verdict:
-    """A verdict with what the ends of the shift add to its own bound.
+    """A verdict with what the ends of the shift add to its own bound, whose tail is set against the least that K may weigh.
 
-    A greedy one stays exact where its token beats all others whatever the shift is between them.
+    A greedy one stays exact where its token beats all others, unreported ones included, whatever the shift is between them.
     """
     plain = sampling.greedy or (sampling.top_k is None and (sampling.top_p or 1.0) >= 1.0 and not sampling.min_p)
     temperature = 1.0 if sampling.greedy else sampling.temperature
-    more = shifted_bound(top, ends, shift, ratio, temperature=temperature)
-    if not more:
+    _, low, high, mid = _scores(top, ends, shift, ratio)
+    if (high <= low).all():
         return verdict
+    more = shifted_bound(top, ends, shift, ratio, temperature=temperature)
     if sampling.greedy:
-        _, low, high, mid = _scores(top, ends, shift, ratio)
         best = int(mid.argmax())
-        if verdict.exact and (np.delete(high, best) <= low[best]).all():
+        mass, shift_beyond = _outside(top, ends[1], ratio)
+        rivals = np.append(np.delete(high, best), top.ceiling + shift_beyond)
+        if verdict.exact and (rivals <= low[best]).all():
             return verdict
-    elif not plain:
-        more = 1.0
-    return replace(verdict, exact=False, bound=min(1.0, verdict.bound + more))
+        unseen = mass * np.exp(shift_beyond)
+        tail = unseen / (np.exp(low).sum() + unseen) if unseen else 0.0
+    else:
+        more = more if plain else 1.0
+        least = float(np.exp((low - mid.max()) / temperature).sum() / np.exp((mid - mid.max()) / temperature).sum())
+        tail = verdict.bound / (verdict.bound + least * (1.0 - verdict.bound)) if verdict.bound else 0.0
+    return replace(verdict, exact=False, bound=min(1.0, max(verdict.bound, float(tail)) + more))

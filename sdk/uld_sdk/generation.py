@@ -12,7 +12,7 @@ from uld_adapters.http import TALLY, Tally, seconds_before_retry
 from uld_adapters.logprobs import TopLogprobs
 from uld_sdk.arrivals import arriving
 from uld_sdk.bridge_reader import BridgeReader
-from uld_sdk.certainty import widened
+from uld_sdk.certainty import tail_share, widened
 from uld_sdk.continuing import cannot_go_on
 from uld_sdk.joint_reader import JointReader
 from uld_sdk.pace import MOST, Pace
@@ -144,8 +144,8 @@ class Answer:
         chosen, exact, bound = drafted, True, 0.0
         if not stands_unseen(reading, settings.rule, settings.mode):
             chosen, exact, bound = await self._judged(drafted, top, reading)
-        if reading is not None and reading.quiet and top.tail_mass:  # nothing reported is moved; what is not reported may be
-            exact, bound = False, max(bound, top.tail_mass)
+        if reading is not None and reading.beyond is not None and top.tail_mass:  # nothing reported is moved; the rest may be
+            exact, bound = False, min(1.0, bound + tail_share(top.tail_mass, reading.beyond))
             report.untouched_but_for = max(report.untouched_but_for, top.tail_mass)
         report.neutral += len(top.neutral)
         report.positions += 1

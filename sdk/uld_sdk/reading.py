@@ -20,7 +20,7 @@ class AlignedReading:
 
     inner: Any
     alignment: Alignment
-    quiet: ClassVar[bool] = False  # what it says of a prefix holds for the whole vocabulary
+    beyond: ClassVar[None] = None  # what it says of a prefix holds for the whole vocabulary
 
     @property
     def peak(self) -> float:
@@ -37,11 +37,16 @@ class AlignedReading:
 
     def excess(self) -> np.ndarray:
         """Log p_a(y|x) - log u(y), of a pair c (log p_o'(y|x) - log p_o(y|x)), in nats by the target's ids, shape (rows,)."""
-        return self.alignment.read(self.inner.excess())
+        pair = getattr(self.inner, "logprobs", None)
+        if pair is None:
+            return self.alignment.read(self.inner.excess())
+        tuned, frozen = (self.alignment.logprobs(row) for row in pair())
+        change = np.subtract(tuned, frozen, out=np.zeros(len(frozen)), where=np.isfinite(frozen))
+        return change if self.gate is None else self.gate * change
 
     def frozen(self) -> np.ndarray:
         """Log p_o(y|x) of a pair's frozen model in nats by the target's ids, shape (rows,)."""
-        return self.alignment.read(self.inner.frozen())
+        return self.alignment.logprobs(self.inner.frozen())
 
 
 @dataclass

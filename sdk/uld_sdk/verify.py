@@ -67,7 +67,8 @@ def end_stands(reading: Any, rule: Rule | JointRule, sampling: Sampling, ends: f
     if reading is None or not sampling.greedy:
         return False
     shift = rule.shift(reading)
-    return all(shift[end] >= shift.max() for end in ends if end < shift.size)
+    least, most = rule.bounds(reading) or (shift, shift)
+    return all(least[end] >= np.delete(most, end).max() for end in ends if end < shift.size)
 
 
 def undone(top: TopLogprobs, temperature: float) -> TopLogprobs:

@@ -88,6 +88,9 @@ def test_tokens_of_the_same_bytes_count_together() -> None:
     assert found[98] == excess[98]
     assert found[256] == excess[257], "the end of a turn by its role"
     assert found[257] == 0.0, "a control token without a counterpart has no shift"
+    chances = table.logprobs(excess)
+    assert chances[97] == pytest.approx(np.logaddexp(excess[97], excess[256])), "probabilities of the same bytes add up"
+    assert chances[257] == -np.inf, "what has no counterpart has no probability"
     assert table.plan([97, 257]) == [97, 257]
     assert (table.rows == NOWHERE).any()
 

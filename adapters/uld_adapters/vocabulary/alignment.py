@@ -23,6 +23,9 @@ class Alignment(Protocol):
     def read(self, excess: np.ndarray) -> np.ndarray:
         """Log p_a - log u in nats by the target's ids, from the same by the small model's, shapes (rows,)."""
 
+    def logprobs(self, values: np.ndarray) -> np.ndarray:
+        """Log-probabilities in nats by the target's ids, from those by the small model's, shapes (rows,)."""
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -36,13 +39,17 @@ class Identity:
         """The values themselves."""
         return excess
 
+    def logprobs(self, values: np.ndarray) -> np.ndarray:
+        """The values themselves."""
+        return values
+
 
 @dataclass(frozen=True)
 class Gather:
     """Both sides split every text alike, under other ids.
 
     `rows[a]` are the small model's ids with the bytes of the target's token a, padded with NOWHERE; tokens of the same bytes
-    count together, log mean exp of their values. A target token without a counterpart has the value 0.
+    count together: the probability of all, the mean excess. A target token without a counterpart has no excess, and no probability.
     """
 
     rows: Int[np.ndarray, "target most"]
@@ -54,13 +61,14 @@ class Gather:
         return [self.silent if token == NOWHERE else int(token) for token in found]
 
     def read(self, excess: Float[np.ndarray, " small"]) -> Float[np.ndarray, " target"]:
-        """The counterparts' values by the target's ids."""
+        """Log mean exp of the counterparts' values by the target's ids, 0 where there is none."""
+        count = (self.rows != NOWHERE).sum(1)
+        return np.where(count > 0, self.logprobs(excess) - np.log(np.maximum(count, 1)), 0.0)
+
+    def logprobs(self, values: Float[np.ndarray, " small"]) -> Float[np.ndarray, " target"]:
+        """Log sum exp of the counterparts' values by the target's ids, -inf where there is none."""
         there = self.rows != NOWHERE
-        values = np.where(there, excess[np.where(there, self.rows, 0)], -np.inf)
-        count = there.sum(1)
-        found = np.zeros(len(self.rows))
-        known = count > 0
-        found[known] = np.logaddexp.reduce(values[known], axis=1) - np.log(count[known])
+        found: np.ndarray = np.logaddexp.reduce(np.where(there, values[np.where(there, self.rows, 0)], -np.inf), axis=1)
         return found
 
 

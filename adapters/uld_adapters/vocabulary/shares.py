@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 Path = tuple[int, ...]
+_MOST = 50.0  # nats: a ratio of which one side is 0
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def excess(shares: Shares) -> Float[np.ndarray, "3 candidates"]:
 
 def change(shares: Shares, gate: float | None) -> Float[np.ndarray, "3 candidates"]:
     """C (log s'(c) - log s(c)) in nats, its lower and its upper bound, for the models (o', o)."""
-    return _ratio(shares, 0, 1) * (1.0 if gate is None else gate)
+    return np.nan_to_num(_ratio(shares, 0, 1) * (1.0 if gate is None else gate), posinf=np.inf, neginf=-np.inf)  # a gate may be 0
 
 
 def _ratio(shares: Shares, mine: int, other: int) -> Float[np.ndarray, "3 candidates"]:
@@ -47,7 +48,7 @@ def _ratio(shares: Shares, mine: int, other: int) -> Float[np.ndarray, "3 candid
         least, most = np.log(lower[mine]) - np.log(upper[other]), np.log(upper[mine]) - np.log(lower[other])
     least, most = np.where(np.isnan(least), -np.inf, least), np.where(np.isnan(most), np.inf, most)
     never = (upper[mine] <= 0) & (upper[other] <= 0)
-    silent = shares.neutral | ~np.isfinite(value)
-    found = np.stack([np.where(silent, 0.0, np.clip(value, least, most)), least, most])
+    value = np.nan_to_num(value, nan=0.0, posinf=_MOST, neginf=-_MOST)
+    found = np.stack([np.clip(value, least, most), least, most])
     found[:, shares.neutral | never] = 0.0
     return found

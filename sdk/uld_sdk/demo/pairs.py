@@ -92,7 +92,7 @@ def _answers(stage: Stage, folder: Path, top_logprobs: int) -> list[Answered]:
 
 
 def figures(name: str, rows: Sequence[Answered], trained: Any, *, caching: float) -> dict[str, Any]:
-    """One line of the comparison, over the held-out answers; shares in [0, 1], seconds of caching and of training."""
+    """One line of the comparison, over the held-out answers; shares in [0, 1], seconds of caching, loading and training."""
     found = summarise([row for row in rows if row.part == "holdout"])
     return {
         "variant": name,
@@ -104,6 +104,7 @@ def figures(name: str, rows: Sequence[Answered], trained: Any, *, caching: float
         "requests_forget": found["requests_per_answer"]["forget"],
         "requests_retain": found["requests_per_answer"]["retain"],
         "caching_seconds": round(caching, 1),
+        "loading_seconds": round(trained.manifest.training["loading_seconds"], 1),
         "training_seconds": round(trained.seconds, 1),
         "training_steps": trained.manifest.steps,
     }
@@ -117,6 +118,7 @@ COLUMNS = {  # as in the README of the benchmarks
     "requests_forget": ("requests, forget", "{:.1f}"),
     "requests_retain": ("requests, retain", "{:.2f}"),
     "caching_seconds": ("caching s", "{:.0f}"),
+    "loading_seconds": ("loading s", "{:.0f}"),  # with what o says of the rows, by the first pair that needs it
     "training_seconds": ("training s", "{:.0f}"),
 }
 
