@@ -323,7 +323,7 @@ def test_without_any_the_plain_model_answers(tiny_target: Path, trained: Trained
         assert client.generate(PROMPTS[1], max_new_tokens=LENGTH).token_ids == plain.token_ids
 
 
-def test_a_failed_addition_changes_nothing(trained: Trained, vllm_server: Any, tiny_target: Path, tmp_path: Path) -> None:
+def test_a_failed_addition_changes_nothing(trained: Trained, vllm_server: Any, tmp_path: Path) -> None:
     from uld_sdk.training import train
 
     base = lowering(tiny_model(tmp_path / "longer", vocab_size=420))
@@ -336,7 +336,7 @@ def test_a_failed_addition_changes_nothing(trained: Trained, vllm_server: Any, t
         before = client.generate(PROMPTS[0], max_new_tokens=LENGTH).token_ids
         with pytest.raises(TokenizerMismatch, match="changes every text") as refused:
             client.add_assistant(foreign)
-        assert f"the small model's tokenizer {foreign} beside {tiny_target} changes" in str(refused.value)
+        assert f"the small model's tokenizer {foreign} beside {trained.first} changes" in str(refused.value)
         assert "byte-level BPE" in refused.value.hint
         with pytest.raises(ArtifactCorrupt, match=r"adapter_model\.safetensors differs"):
             client.add_assistant(broken)
