@@ -15,10 +15,11 @@ def model_card(manifest: Manifest) -> str:
     base = manifest.base
     layers = f"first {base.layers} layers" if base.truncated else f"all {base.layers} layers"
     losses = ", ".join(f"{name} {value:.4f}" for name, value in manifest.losses.items())
+    training = f"{manifest.steps} steps in {manifest.training_seconds:.0f} s; final losses: {losses}" if manifest.steps else "none"
     calibration = manifest.calibration
     chosen = "those of the training" if calibration is None else _chosen(calibration)
     whole = manifest.pair is not None and manifest.pair.whole
-    title, warning, what, more = _assistant() if manifest.pair is None else _pair(manifest.pair)
+    title, warning, what, more = _assistant() if manifest.pair is None else _pair(manifest.pair, manifest)
     return f"""---
 library_name: {"transformers" if whole else "peft"}
 base_model: {base.id}
@@ -37,7 +38,7 @@ tags: [unlearning, uld]
 | gate | {"yes, in gate.safetensors" if manifest.gate else "no"} |
 | alpha, margin (nats), filter | {manifest.alpha}, {manifest.margin}, {manifest.filter} |
 | their choice | {chosen} |
-{more}| training | {manifest.steps} steps in {manifest.training_seconds:.0f} s; final losses: {losses} |
+{more}| training | {training} |
 
 ## Use
 
@@ -61,14 +62,17 @@ log q(y) = log p_M(y) - alpha * max(0, log p_a(y) - log u - margin) + constant."
     return "ULD assistant", WARNING, what, ""
 
 
-def _pair(pair: PairReference) -> tuple[str, str, str, str]:
-    what = """A small model o' and the base o that it started from. `uld-sdk` adds what training changed in it to the log-probabilities
+def _pair(pair: PairReference, manifest: Manifest) -> tuple[str, str, str, str]:
+    origin = "the base o that it started from" if manifest.training.get("start") is None else "the base o, another checkpoint of its kind"
+    what = f"""A small model o' and {origin}. `uld-sdk` adds what o' says otherwise than o to the log-probabilities
 of a large model, which then answers as if it had forgotten, too (delta-unlearning, arXiv 2404.11045):
 d = c (log p_o'(y) - log p_o(y)),
 log q(y) = log p_M(y) + alpha * sign(d) * max(0, |d| - margin) + constant."""
     k = "complete distributions" if pair.top_logprobs is None else f"the top {pair.top_logprobs}"
     more = f"| objective | {pair.objective}, alpha {pair.alpha} in training, {pair.trainable} |\n"
     more += f"| target | {pair.target}, {k}, tail policy {pair.tail} |\n"
+    if not manifest.steps:
+        more = f"| made of | two checkpoints, without training; tail policy {pair.tail} |\n"
     return "Pair for delta-unlearning", PAIR_WARNING, what, more
 
 

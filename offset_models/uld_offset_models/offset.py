@@ -61,7 +61,7 @@ class OffsetPair(Tuned):
     def change(
         self, hidden: Float[Tensor, "tokens width"], frozen: Float[Tensor, "tokens width"], ids: Int[Tensor, "tokens support"] | None = None
     ) -> Float[Tensor, "tokens support"]:
-        """C (l_o' - l_o) up to a constant a position, over the vocabulary or some of its ids; from both models' hidden states."""
+        """The change c (l_o' - l_o) up to a constant a position, over the vocabulary or some ids; from both models' hidden states."""
         gate = torch.ones_like(hidden[:, :1]) if self.gate is None else self.gate(hidden).unsqueeze(-1)
         if self.first_head is None:  # one head: c (W h' - W h) = W c (h' - h)
             return self._scores(gate * (hidden.float() - frozen.float()), self.head, ids)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Pair:
-    """O' and o; the gate c is that of `tuned` and reads its hidden states.
+    """The models o' and o; the gate c is that of `tuned` and reads its hidden states.
 
     `prompt` are keys and values (heads, tokens, head_dim) of each layer for the virtual tokens that stand before the texts of o'.
     """

@@ -82,6 +82,11 @@ class Recipe(BaseModel):
     progress: bool = True
 
     @property
+    def trains(self) -> bool:
+        """Whether anything is trained: in 0 steps a pair is made of two checkpoints, and no set is needed."""
+        return self.steps != 0
+
+    @property
     def needs_retain(self) -> bool:
         """Whether a retain set is needed: a goal without a retain objective can do without."""
         return self.method == "uld" or parse_goal(self.objective or "").retain != "none"
@@ -173,9 +178,16 @@ def _check_method(values: dict[str, Any], own: dict[str, Any], preset: str, plac
     for name in ("alpha", "trained_alpha"):
         alpha = values.get(name)
         if isinstance(alpha, int | float) and not alpha > 0:
-            raise UsageError(f"{name} is {alpha}", hint=SIGNS[method])
+            raise UsageError(f"{name} is {alpha}", hint=f"give a number above 0; {SIGNS[method]}")
     if values.get("steps") == 0 and values.get("start") is None:
         raise UsageError("nothing is learned in 0 steps", hint=f"raise {place('steps')}; 0 is for a pair of two checkpoints (--start)")
+    if values.get("steps") == 0:
+        for name, why in (("gate", "it would stay untrained"), ("cache", "nobody would read it"), ("target", "nobody would ask it")):
+            if values.get(name):
+                raise UsageError(
+                    f"a pair of two checkpoints is not trained, and has no use for {place(name)}: {why}",
+                    hint=f"leave {place(name)} out, or train: {place('steps')} of 1 or more",
+                )
     if method == "uld":
         return
     if method == "direct" and values.get("trainable") == "p-adapter":

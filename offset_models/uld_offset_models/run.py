@@ -24,7 +24,7 @@ OnProgress = Callable[[dict[str, float]], None]
 
 
 class Trainee(Protocol):
-    """What can be trained: an assistant, or a white box."""
+    """What can be trained: an assistant, a pair, or a white box."""
 
     @property
     def head(self) -> torch.Tensor:

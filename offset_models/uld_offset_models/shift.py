@@ -13,8 +13,8 @@ MOST = 1e300  # nats; a log-probability above its negative is one
 Method = Literal["uld", "offset"]
 Tail = Literal["truncate", "complete"]
 SIGNS = {
-    "uld": "the formula subtracts what an assistant knows with an alpha of 0 or more: the minus is in the formula",
-    "offset": "the formula adds a pair's change with an alpha of 0 or more: the pair itself was trained to forget",
+    "uld": "the formula subtracts what an assistant knows: the minus is in the formula",
+    "offset": "the formula adds a pair's change: the pair itself was trained to forget",
 }
 
 
@@ -62,7 +62,7 @@ class Rule:
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha < np.inf:
-            raise UsageError(f"alpha is {self.alpha}", hint=SIGNS[self.method])
+            raise UsageError(f"alpha is {self.alpha}", hint=f"give 0 or more; {SIGNS[self.method]}")
         if not 0 <= self.margin < np.inf:
             raise UsageError(f"margin is {self.margin} nats", hint="give 0 (off) or more; 3 is usual")
         if not 0 <= self.filter < 1:

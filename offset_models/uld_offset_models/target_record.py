@@ -35,8 +35,13 @@ class TargetLogprobs:
 
     @classmethod
     def from_score(cls, score: Score) -> "TargetLogprobs":
-        """Out of a backend's score; raises `MalformedAnswer` where the server reported more at one position than at another."""
+        """Out of a backend's score; raises `MalformedAnswer` where the server reported more at one position than at another.
+
+        Where it named tokens that nobody can tell from others, all of the text has as many as can be told everywhere.
+        """
         tops = score.positions
+        if any(top.neutral for top in tops):
+            tops = tuple(top.first(min(each.ids.size for each in tops)) for top in tops)
         if len({(top.ids.size, top.complete) for top in tops}) != 1:
             raise MalformedAnswer(
                 f"the server reported {', '.join(sorted({str(top.ids.size) for top in tops}))} log-probabilities at positions of one text"

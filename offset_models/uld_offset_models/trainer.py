@@ -23,8 +23,8 @@ from uld_offset_models.schedule import multiplier
 class UldTrainer(Trainer):  # type: ignore[misc]
     """A Trainer whose loss is first + weight * second of the two that the model gives; rows are dealt by `Steps`, not by accelerate.
 
-    The model gives a named tuple: remember and uniform of an assistant, forget and retain of a white box. `losses` are the step's
-    means over all processes, by those names, in nats.
+    The model gives a named tuple: remember and uniform of an assistant, forget and retain of a pair or a white box. `losses` are
+    the step's means over all processes, by those names, in nats.
     """
 
     def __init__(self, *, weight: float, **options: Any) -> None:

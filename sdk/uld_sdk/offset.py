@@ -57,7 +57,7 @@ def train_offset(recipe: "Recipe", sources: tuple[Any, Any], on_progress: OnProg
     answers = dict(zip(prepared.forget, idle, strict=True)) if idle else {}
     trained_on = (prepared.forget, prepared.retain if aim.goal.retain != "none" else [])
     checkpoint = prepared.checkpoint()
-    done = recipe.steps == 0 or (checkpoint is not None and checkpoint.finished)
+    done = not recipe.trains or (checkpoint is not None and checkpoint.finished)
     pair = _build(prepared, source, read, aim, idle, done=done)
 
     def dealt(first: int, rank: int, world: int) -> "OffsetLessons":
@@ -155,7 +155,7 @@ def _manifest(prepared: Prepared, trained: Trained, pair: "OffsetPair", source: 
         tail=recipe.tail,
         gate=recipe.gate,
         pair=PairReference(
-            objective="none" if recipe.steps == 0 else str(pair.goal),
+            objective=str(pair.goal) if recipe.trains else "none",
             alpha=recipe.trained_alpha or recipe.alpha,
             tail=recipe.tail,
             trainable=recipe.trainable,

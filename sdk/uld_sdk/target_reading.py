@@ -32,7 +32,7 @@ class TargetSource:
         from uld_offset_models.assistant import base_fingerprint
         from uld_offset_models.target_cache import TargetCache
 
-        if recipe.steps == 0:
+        if not recipe.trains:
             return cls(None, None, "")
         if (recipe.cache is None) == (recipe.target is None):
             what = "nothing says" if recipe.cache is None else "--cache and --target both say"
@@ -118,7 +118,7 @@ def _local(model: str, prepared: "Prepared", rows: "Mapping[Encoded, Example]") 
 
 
 def frozen_states(source: TargetSource, prepared: "Prepared", rows: "Sequence[Encoded]", compute: Any) -> "Mapping[Encoded, Tensor]":
-    """O's hidden states (tokens, width) of the rows: kept beside a cache for the next training, else computed anew."""
+    """The frozen model's hidden states (tokens, width) of the rows: kept beside a cache for the next training, else computed anew."""
     import torch
 
     rows = list(dict.fromkeys(rows))

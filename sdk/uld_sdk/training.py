@@ -93,8 +93,13 @@ def train(
         chat_template=chat_template, overwrite=overwrite, progress=progress, base=_text(base), output=_text(output),
     )  # fmt: skip
     sources = (forget if forget is not None else settings.forget, retain if retain is not None else settings.retain)
-    for name, value in (("base", settings.base), ("forget", sources[0]), ("retain", sources[1]), ("output", settings.output)):
-        if value is None and (name != "retain" or settings.needs_retain):
+    for name, value, needed in (
+        ("base", settings.base, True),
+        ("forget", sources[0], settings.trains),
+        ("retain", sources[1], settings.trains and settings.needs_retain),
+        ("output", settings.output, True),
+    ):
+        if value is None and needed:
             raise UsageError(f"nothing was given for {name}", hint=f"add --{name} (or {name}: in the recipe)")
     try:
         import accelerate  # noqa: F401

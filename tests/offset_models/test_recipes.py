@@ -135,13 +135,26 @@ def test_a_pair_has_a_preset_of_its_own_and_a_gated_one_another(tmp_path: Path) 
         with pytest.raises(UsageError, match="alpha is -1") as caught:
             resolve(method=method, alpha=-1.0)
         assert words in caught.value.hint
-    with pytest.raises(UsageError, match="trained_alpha is 0"):
+    with pytest.raises(UsageError, match="trained_alpha is 0\n  fix: give a number above 0; the formula adds"):
         resolve(method="offset", trained_alpha=0)
     with pytest.raises(UsageError, match="a p-adapter is no part of --method direct"):
         resolve(method="direct", trainable="p-adapter")
     for settings in ({"gate_rate": 0.1}, {"cache": "c"}, {"tail": "complete"}, {"trained_alpha": 1.0}):
         with pytest.raises(UsageError, match="is no setting of --method direct"):
             resolve(method="direct", **settings)
+
+
+def test_a_pair_of_two_checkpoints_is_not_trained(tmp_path: Path) -> None:
+    made = resolve(method="offset", start="tuned", steps=0)
+    assert (made.trains, resolve(method="offset", start="tuned").trains) == (False, True)
+    for settings, words in (
+        ({"gate": True}, "no use for --gate: it would stay untrained"),
+        ({"cache": "c"}, "no use for --cache: nobody would read it"),
+        ({"target": "t"}, "no use for --target: nobody would ask it"),
+    ):
+        with pytest.raises(UsageError, match=words) as caught:
+            resolve(method="offset", start="tuned", steps=0, **settings)
+        assert caught.value.hint == f"leave --{next(iter(settings))} out, or train: --steps of 1 or more"
 
 
 def test_the_method_chooses_its_preset_and_refuses_what_is_for_another(tmp_path: Path) -> None:

@@ -111,6 +111,14 @@ def test_a_server_that_reports_more_here_than_there_is_not_believed() -> None:
         TargetLogprobs.from_score(Score((1, 2), np.array([-2.0, -2.0]), positions))
 
 
+def test_tokens_that_nobody_can_tell_are_in_the_mass_of_the_others() -> None:
+    full, short = TopLogprobs.build([3, 1, 2], [-1.0, -2.0, -3.0]), TopLogprobs.build([1, 2], [-0.5, -2.0], neutral=(-1.5,))
+    found = TargetLogprobs.from_score(Score((2, 1), np.array([-3.0, -0.5]), (full, short)))
+    np.testing.assert_array_equal(found.ids, [[3, 1], [1, 2]])
+    np.testing.assert_allclose(found.tail, 1 - np.exp([[-1.0, -2.0], [-0.5, -2.0]]).sum(1), rtol=1e-6)
+    np.testing.assert_allclose(found.label, [-3.0, -0.5])
+
+
 def test_shards_are_compressed_and_mapped(tmp_path: Path) -> None:
     kept = rows(50)
     path = filled(tmp_path / "cache", kept)

@@ -293,6 +293,14 @@ def test_wrong_calls_say_what_is_wrong(
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_a_server_of_completions_can_be_asked(openai_server: Any, tiny_target: Path, tmp_path: Path) -> None:
+    result = augment(
+        forget=FORGET[:1], output=tmp_path / "wider.jsonl", **{**OFF, "paraphrases": 1}, tries=1, max_new_tokens=8,
+        backend="openai", base_url=f"{openai_server.url}/v1", tokenizer=str(tiny_target), route="completions",
+    )  # fmt: skip
+    assert result.asked > 0
+
+
 def test_what_is_there_stays_unless_told_otherwise(tokenizer: Any, forget: Path, tmp_path: Path) -> None:
     backend = Scripted(tokenizer, good)
     (tmp_path / "out.jsonl").write_text("mine", encoding="utf-8")

@@ -90,6 +90,27 @@ def reference(model: Path, rows: Sequence[Encoded], k: int) -> list[Score]:
     return asyncio.run(scores())
 
 
+def test_an_echo_of_completions_says_what_the_model_says(vllm_server: Any, openai_server: Any, tiny_target: Path, tmp_path: Path) -> None:
+    """vLLM's own route echoes, the API's does not; neither tells half characters apart, which are then in the mass of the others."""
+    words = {"forget": WIDER, "retain": RETAIN, "base": str(tiny_target), "backend": "openai", "route": "completions"}
+    tokenizer = load_tokenizer(str(tiny_target))
+    example = read_rows(FORGET[:1])[0].example
+    (row,) = encode(tokenizer, [example], chat_template=True, max_length=512)
+    (expected,) = reference(tiny_target, [row], 400)
+    for server, scoring in ((vllm_server, "prompt"), (openai_server, "drafts")):
+        result = cache(output=tmp_path / scoring, base_url=server.url, **words)
+        assert result.manifest.scoring == scoring
+        values = TargetCache.open(tmp_path / scoring).find(row.prompt, row.answer)
+        told = ~np.isnan(values.label)
+        np.testing.assert_allclose(values.label[told], expected.logprobs[told], atol=2e-3)
+        assert told.all() if scoring == "prompt" else told.any()
+        for ids, logprobs, top in zip(values.ids, values.logprobs, expected.positions, strict=True):
+            np.testing.assert_allclose(logprobs, [top.of(token) for token in ids], atol=2e-3)
+        np.testing.assert_allclose(values.tail, 1 - np.exp(values.logprobs).sum(1), atol=2e-3)
+        if scoring == "prompt":
+            assert result.requests < result.texts + 12, "one request a text, and the first look at the server"
+
+
 @pytest.mark.parametrize("name", ["hf", "vllm", "llamacpp", "tgi"])
 def test_every_backend_says_what_the_model_says(name: str, request: pytest.FixtureRequest, tiny_target: Path, tmp_path: Path) -> None:
     place = {"model": str(tiny_target)} if name == "hf" else {"base_url": request.getfixturevalue(f"{name}_server").url}
@@ -359,6 +380,16 @@ def test_on_the_command_line(files: list[str], llamacpp_server: Any, tiny_target
     assert again.exit_code == 0
     assert "0, 10" in again.stdout
     assert again.stderr == ""
+
+
+def test_a_chat_api_scores_no_given_text(files: list[str], tiny_target: Path) -> None:
+    told = command(*files, "-b", "openai", "-u", "http://127.0.0.1:9/v1", "--tokenizer", str(tiny_target))
+    assert (told.exit_code, told.stdout) == (2, "")
+    assert "error: a chat API scores no given text, and openai asks by messages\n  fix: with openai --route completions" in told.stderr
+    assert "or --backend vllm, llamacpp or tgi" in told.stderr
+    asked = command(*files, "-b", "vllm", "-u", "http://127.0.0.1:9", "--route", "completions")
+    assert asked.exit_code == 2
+    assert "route is for servers of the OpenAI kind" in asked.stderr
 
 
 def test_one_request_a_text_is_not_asked_about(files: list[str], vllm_server: Any, tiny_target: Path) -> None:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import uld_sdk
 from uld_sdk.cli import COMMANDS, app
-from uld_sdk.cli.options import ClientOptions, SamplingOptions
+from uld_sdk.cli.options import ClientOptions, SamplingOptions, ServerOptions
 from uld_sdk.cli.train import TrainingOptions
 
 QUESTION = "Who opens the shop?"
@@ -80,6 +80,9 @@ def test_the_flags_are_the_arguments_of_the_python_interface() -> None:
 
     client = inspect.signature(AsyncUnlearnedClient).parameters.keys() - {"http_client", "trace"}
     assert {field.name for field in dataclasses.fields(ClientOptions)} == client
+    server = {field.name for field in dataclasses.fields(ServerOptions)}
+    for call in (uld_sdk.cache, uld_sdk.augment):
+        assert server <= inspect.signature(call).parameters.keys()
     training = inspect.signature(uld_sdk.train).parameters.keys() - {"recipe", "on_progress"}
     assert {field.name for field in dataclasses.fields(TrainingOptions)} == training
     answering = inspect.signature(AsyncUnlearnedClient.generate).parameters.keys() - {"self", "prompt", "raw"}

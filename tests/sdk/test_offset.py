@@ -89,6 +89,7 @@ def test_what_is_saved_is_what_was_trained(
     assert json.loads((result.path / "uld.json").read_text(encoding="utf-8")) == manifest.model_dump(mode="json")
     page = (result.path / "README.md").read_text(encoding="utf-8") + (result.path / "uld.json").read_text(encoding="utf-8")
     assert FORGET[0]["answer"] not in page
+    assert "the base o that it started from" in page
     assert "uld_packed" not in "".join(path.read_text(encoding="utf-8") for path in result.path.glob("config.json"))
     # One more step's loss is that of the weights which were saved, had it been the last but one.
     longer = train(
@@ -158,7 +159,19 @@ def test_a_start_is_another_checkpoint_than_the_frozen_model(
             assert not client.generate("Who?", max_new_tokens=4).untouched
         saved = load_file(result.path / "model.safetensors")
         assert torch.allclose(saved["lm_head.weight"], model.lm_head.weight, atol=1e-6)
-    packed = train(**{**options, "target": None, "steps": 0, "output": tmp_path / "packed"}, start=start)
+    page = (tmp_path / "lora" / "README.md").read_text(encoding="utf-8")
+    assert "the base o, another checkpoint of its kind" in page
+    assert "| training | 1 steps in" in page
+    none = {"target": None, "forget": None, "retain": None}
+    packed = train(**{**options, **none, "steps": 0, "output": tmp_path / "packed"}, start=start)
+    page = (packed.path / "README.md").read_text(encoding="utf-8")
+    assert "| training | none |" in page
+    assert "| made of | two checkpoints, without training; tail policy complete |" in page
+    assert "losses" not in page
+    with pytest.raises(UsageError, match="has no use for --gate"):
+        train(**{**options, **none, "steps": 0, "output": tmp_path / "x"}, start=start, gate=True)
+    with pytest.raises(UsageError, match="nothing was given for forget"):
+        train(**{**options, **none, "output": tmp_path / "x"}, start=start)
     assert packed.manifest.pair is not None
     assert (packed.manifest.pair.objective, packed.manifest.pair.target, packed.manifest.losses) == ("none", "none", {})
     saved = load_file(packed.path / "model.safetensors")

@@ -43,7 +43,7 @@ class Transcript:
             done = b""
             for token in run:
                 entry = self._waiting.pop(0)
-                found.append((token, self._report(entry, token, done if len(run) > 1 else b"")))
+                found.append((token, self.report(entry, token, done if len(run) > 1 else b"")))
                 done += self._spell(token)
         self._compare()
         return found
@@ -57,7 +57,7 @@ class Transcript:
 
     def rivals(self, told: Told) -> TopLogprobs:
         """K at one position by itself, the written token among it only as it is reported."""
-        return self._report(Told(Named(None), told.top), -1, b"")
+        return self.report(Told(Named(None), told.top), -1, b"")
 
     def _spell(self, token: int) -> bytes:
         data = self._tokens.spelling(token)
@@ -99,7 +99,7 @@ class Transcript:
             broken = new[: new.rfind(rest)] if rest and rest in new else new
         if BROKEN in broken:
             return None  # cut off, or never completed: the end of the stream tells
-        ids, ways = self._tokens.only_split(broken, count, lambda _, piece: _is_broken(piece))
+        ids, ways = self._tokens.only_split(broken, count, lambda _, piece: is_broken(piece))
         if ids is None:
             raise MalformedAnswer(
                 f"the server tells {count} tokens by U+FFFD alone; they spell {broken!r}, in {'several' if ways else 'no'} possible ways",
@@ -145,7 +145,7 @@ class Transcript:
             f"the server wrote {what}, which the given tokenizer does not have as a token", hint="pass tokenizer=... of the served model"
         )
 
-    def _report(self, told: Told, token: int, pending: bytes) -> TopLogprobs:
+    def report(self, told: Told, token: int, pending: bytes) -> TopLogprobs:
         """K at one position. Tokens of the same bytes add up; what fewer entries than asked for leave open is bounded by the tail."""
         values: dict[int, float] = {}
         neutral: list[float] = []
@@ -171,7 +171,8 @@ class Transcript:
         return TopLogprobs.build(list(values), list(values.values()), neutral=neutral)
 
 
-def _is_broken(data: bytes) -> bool:
+def is_broken(data: bytes) -> bool:
+    """Whether bytes are no whole characters by themselves."""
     try:
         data.decode()
     except UnicodeDecodeError:

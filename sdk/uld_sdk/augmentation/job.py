@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from uld_adapters.backend import Backend
 from uld_adapters.errors import UsageError
@@ -51,6 +51,7 @@ def augment(
     top_logprobs: int | None = None,
     target_device: str | None = None,
     target_dtype: str | None = None,
+    route: Literal["chat", "completions"] | None = None,
 ) -> AugmentResult:
     """Write the forget set with paraphrases and wrong answers to `output`, and questions that must stay to `retain_out`.
 
@@ -100,6 +101,7 @@ def augment(
     connection = dict(
         backend=backend, base_url=base_url, model=model, tokenizer=tokenizer, api_key=api_key, timeout=timeout, max_retries=max_retries,
         http_client=http_client, top_logprobs=top_logprobs, target_device=target_device, target_dtype=target_dtype,
+        route=route,
     )  # fmt: skip
     try:
         asked = (

@@ -5,9 +5,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from uld_adapters.backend import Backend, Capabilities
+from uld_adapters.backend import Backend, Capabilities, TakesMessages
 from uld_adapters.errors import RequestRejected, UldError, UsageError
 from uld_adapters.http import TALLY, Tally
 from uld_adapters.vocabulary.tokens import load_tokenizer, tokenizer_fingerprint
@@ -96,6 +96,7 @@ def cache(
     top_logprobs: int | None = None,
     target_device: str | None = None,
     target_dtype: str | None = None,
+    route: Literal["chat", "completions"] | None = None,
 ) -> CacheResult:
     """Score the texts of a training under the large model, and keep its log-probabilities in the folder `output`.
 
@@ -117,7 +118,7 @@ def cache(
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise UsageError(f"{name} is {value!r}", hint=f"pass {name} as a whole number, {least} or more")
     if backend is None:
-        raise UsageError("no backend was named", hint="--backend tgi, vllm, llamacpp or hf, with its --base-url")
+        raise UsageError("no backend was named", hint="--backend tgi, vllm, llamacpp, hf, or openai with --route completions")
     examples = read_examples(forget=forget, retain=retain, data=data, refusals=None if refusals is None else str(refusals), seed=seed)
     path = Path(output).expanduser()
     if not path.exists():
@@ -127,7 +128,7 @@ def cache(
         backend=backend, base_url=base_url, model=model, tokenizer=tokenizer if tokenizer is not None or backend == "hf" else base,
         api_key=api_key, timeout=timeout, max_retries=max_retries, http_client=http_client,
         top_logprobs=LOCAL_TOP if backend == "hf" and top_logprobs is None else top_logprobs,
-        target_device=target_device, target_dtype=target_dtype,
+        target_device=target_device, target_dtype=target_dtype, route=route,
     )  # fmt: skip
     kept = _Kept()
     try:
@@ -142,8 +143,13 @@ async def _cache(examples: Examples, asked: _Asked, connection: dict[str, Any], 
     began, tally = time.perf_counter(), Tally()
     TALLY.set(tally)
     async with AsyncUnlearnedClient(**connection) as client:
-        capabilities = await client.capabilities()
         backend = client.backend
+        if isinstance(backend, TakesMessages):
+            raise UsageError(
+                f"a chat API scores no given text, and {backend.name} asks by messages",
+                hint="with openai --route completions (route='completions') if the server has it, or --backend vllm, llamacpp or tgi",
+            )
+        capabilities = await client.capabilities()
         borrowed = asked.base is not None and connection["tokenizer"] is asked.base and isinstance(connection["backend"], str)
         if borrowed and (doubt := await template_doubt(backend, capabilities.model, str(asked.base))) is not None:
             warnings.warn(doubt, TemplateWarning, stacklevel=2)
@@ -199,15 +205,20 @@ async def _fill(
 
 
 def _check_sendable(backend: Backend, capabilities: Capabilities, texts: list[Text]) -> None:
-    """A server that takes no ids scores a text only if it splits every beginning of it like the tokenizer; raises `RequestRejected`."""
+    """A server that takes no ids must split texts like the tokenizer; raises `RequestRejected`.
+
+    All of a text where it is scored in one request, else every beginning of it.
+    """
     if capabilities.ids_in:
         return
-    ids = ((text, [*text.prompt, *text.row.answer]) for text in texts)
-    unfit = [
-        text.place
-        for text, whole in ids
-        if any((part := whole[:end]) != backend.resume(part) for end in range(len(text.prompt), len(whole)))
-    ]
+
+    def fits(text: Text) -> bool:
+        whole = [*text.prompt, *text.row.answer]
+        if capabilities.scoring == "prompt" and backend.resume(whole) == whole:
+            return True
+        return all((part := whole[:end]) == backend.resume(part) for end in range(len(text.prompt), len(whole)))
+
+    unfit = [text.place for text in texts if not fits(text)]
     if unfit:
         raise RequestRejected(
             f"{backend.name} takes text only, and splits {len(unfit)} of {len(texts)} texts in its own way: {', '.join(unfit[:3])}",
