@@ -43,12 +43,14 @@ def align(tokenizer: Any, small: Any, *, fingerprint: str, wanted: Wanted = "aut
     print_ = remote.fingerprint if isinstance(remote, Vocabulary) else tokenizer_fingerprint(tokenizer)
     if wanted == "auto" and print_ == fingerprint:
         return _said(Aligned("identity", Identity()))
+    from uld_adapters.vocabulary.classify import require_bytes
     from uld_adapters.vocabulary.verdicts import kind_of
 
     theirs, ours = vocabulary_of(tokenizer), Vocabulary.from_hf(load_tokenizer(small))
     kind = kind_of(theirs, ours)
     if kind in ("identity", "permutation") and wanted == "auto":
         return _said(Aligned(kind, gather(theirs, ours)))
+    require_bytes(theirs, ours)
     mode = "path" if kind == "path" else "bridge" if wanted == "auto" else wanted
     return _said(bridged(mode, theirs, ours))
 
