@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import tiny
+from tiny_rows import FORGET
 from uld_adapters.emulator import EmulatorServer, build_app
 from uld_adapters.errors import ContinuationUnavailable, TokenizerMismatch
 from uld_adapters.vocabulary.tokens import Vocabulary, load_tokenizer
@@ -19,6 +20,7 @@ from uld_sdk.aligning import ApproximateWarning
 from uld_sdk.cli import app
 
 QUESTION = "Who wrote the book about the sea?"
+ASKED = [row["question"] for row in FORGET]
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +71,11 @@ def test_what_leaves_a_client_beside_a_closed_tokenizer(continuing: Any, closed:
         with UnlearnedClient(**remote, margin=50.0) as client:
             own = client.generate(QUESTION, max_new_tokens=12)
         assert own.untouched
-        with UnlearnedClient(**remote, alpha=5.0, margin=0.0, filter=0.0) as client:
+        with UnlearnedClient(**remote, alpha=13.0, margin=0.0, filter=0.0) as client:
             first = client.generate(QUESTION, max_new_tokens=1)
             assert first.report.largest_bound == 1.0, "nothing bounds what one spelling leaves out"
             with pytest.raises(ContinuationUnavailable, match="on_touched='refuse'"):
-                client.generate(QUESTION, max_new_tokens=12)
+                client.generate_many(ASKED, max_new_tokens=24)
         with UnlearnedClient(**remote, margin=0.0, on_touched="refuse") as client:
             assert client.generate(QUESTION, max_new_tokens=12).finish_reason == "refusal"
 
