@@ -22,7 +22,7 @@ from uld_adapters.errors import (
 )
 from uld_adapters.http import HttpClient
 from uld_adapters.logprobs import Draft, FinishReason, Score, TopLogprobs
-from uld_adapters.vocabulary.plain_tokenizer import open_tokenizer
+from uld_adapters.vocabulary.opening import open_tokenizer
 from uld_adapters.vocabulary.tokens import CORPUS, end_token_ids
 
 GREEDY = ServerSampling()

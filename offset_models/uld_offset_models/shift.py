@@ -148,8 +148,8 @@ class Ensemble:
 
     @property
     def unseen(self) -> float:
-        """What the unreported tail weighs beside Z_K at most: w = m * exp(max over v outside K of g(v))."""
-        return float(self.tail * np.exp(self.highest)) if self.tail else 0.0
+        """What the unreported tail weighs beside Z_K at most, in nats: log w = log m + max over v outside K of g(v); -inf without one."""
+        return float(np.log(self.tail)) + self.highest if self.tail else -np.inf
 
     @property
     def ceiling(self) -> float:
@@ -164,7 +164,7 @@ class Ensemble:
     @property
     def bound(self) -> float:
         """Total variation to the full-vocabulary ensemble is at most w / (Z_K + w)."""
-        return self.unseen / (np.exp(self.log_normaliser) + self.unseen) if self.tail else 0.0
+        return float(np.exp(self.unseen - np.logaddexp(self.log_normaliser, self.unseen))) if self.tail else 0.0
 
 
 def reported(top: TopLogprobs) -> Ensemble:

@@ -85,7 +85,6 @@ class Tree:
         self.backbone, self.parts = backbone, parts
         self.masks = takes_masks(backbone.config) if masks is None else masks
         self.passes = 0
-        self.read_tokens = 0
 
     @torch.inference_mode()
     def grow(self, growths: Sequence[Growth]) -> list[dict[tuple[int, Path], Float[Tensor, " width"]]]:
@@ -97,7 +96,6 @@ class Tree:
         if not any(one.tokens for one in grown):
             return [{} for _ in grown]
         self.passes += 1
-        self.read_tokens += sum(len(one.tokens) for one in grown)
         if not self.masks:
             return self._unfolded(grown)
         order = self._sorted([one.growth.track for one in grown])

@@ -43,14 +43,17 @@ def align(tokenizer: Any, small: Any, *, fingerprint: str, wanted: Wanted = "aut
     print_ = remote.fingerprint if isinstance(remote, Vocabulary) else tokenizer_fingerprint(tokenizer)
     if wanted == "auto" and print_ == fingerprint:
         return _said(Aligned("identity", Identity()))
+    from uld_adapters.vocabulary.classify import require_bytes
     from uld_adapters.vocabulary.verdicts import kind_of
 
     theirs, ours = vocabulary_of(tokenizer), Vocabulary.from_hf(load_tokenizer(small))
     kind = kind_of(theirs, ours)
     if kind in ("identity", "permutation") and wanted == "auto":
         return _said(Aligned(kind, gather(theirs, ours)))
+    require_bytes(theirs, ours)
     mode = "path" if kind == "path" else "bridge" if wanted == "auto" else wanted
-    return _said(bridged(mode, theirs, ours))
+    why = f"it is not known how {theirs.name or 'the large model'} splits text: pass tokenizer=..." if theirs.closed else ""
+    return _said(bridged(mode, theirs, ours), why or "alignment='path' reads one spelling a token")
 
 
 def bridged(mode: str, remote: Vocabulary, small: Vocabulary) -> Aligned:
@@ -62,11 +65,11 @@ def bridged(mode: str, remote: Vocabulary, small: Vocabulary) -> Aligned:
     return Aligned(mode, Bridging(weighing, remote.rows, exact=mode == "bridge-exact"))
 
 
-def _said(aligned: Aligned) -> Aligned:
+def _said(aligned: Aligned, why: str = "") -> Aligned:
     _log.info("the assistant reads the large model's tokens by %s", aligned.mode)
     if aligned.mode == "path":
         warnings.warn(
-            "it is not known how the large model splits text: the assistant's values of its tokens are approximate; pass tokenizer=...",
+            f"the assistant's values of the large model's tokens are approximate, and nothing bounds the error: {why}",
             ApproximateWarning,
             stacklevel=2,
         )

@@ -24,7 +24,7 @@ def bridged_side(source: TargetSource, prepared: "Prepared", rows: "Mapping[Enco
     the other.
     """
     from uld_adapters.vocabulary.bridge import Bridge
-    from uld_adapters.vocabulary.plain_tokenizer import open_tokenizer
+    from uld_adapters.vocabulary.opening import open_tokenizer
     from uld_adapters.vocabulary.tokens import Vocabulary, tokenizer_fingerprint
     from uld_adapters.vocabulary.verdicts import kind_of
     from uld_offset_models.bridged_cache import kept_rows

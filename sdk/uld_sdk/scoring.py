@@ -48,13 +48,13 @@ def score_continuation(score: Score, readings: Sequence[Any], rule: Rule | Joint
 def _bounds(token: int, value: float, top: TopLogprobs, q: Ensemble, shift: np.ndarray, ratio: float) -> tuple[float, float]:
     """Both ends of log q at a touched position; `value` is log p_M of the token in nats, NaN where it is not known."""
     kept = np.flatnonzero(q.ids == token)
-    widest = float(np.logaddexp(q.log_normaliser, np.log(q.unseen))) if q.unseen else q.log_normaliser
+    widest = float(np.logaddexp(q.log_normaliser, q.unseen))
     if kept.size:
         high = float(q.logprobs[kept[0]])
         return high + q.log_normaliser - widest, high
-    if np.isnan(value) and q.unseen:
+    if np.isnan(value) and q.tail:
         return -np.inf, top.ceiling + float(shift[token]) - q.log_normaliser
-    if q.unseen and value >= top.logprobs[0] + np.log(max(ratio, 1e-300)):
+    if q.tail and value >= top.logprobs[0] + np.log(max(ratio, 1e-300)):
         weight = value + float(shift[token])  # inside F, though the server's top k does not reach it
         return weight - widest, weight - q.log_normaliser
     return -np.inf, -np.inf

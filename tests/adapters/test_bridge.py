@@ -1,12 +1,15 @@
 """The bridge against an oracle that sums over all texts."""
 
 import random
+import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tiny
 from real_tokenizers import real
 from toy_texts import Asked, TextModel, expanded, random_texts, share, toy_vocabulary, walk
 from uld_adapters.vocabulary.bpe import Bpe
@@ -158,12 +161,38 @@ _made: dict[tuple[str, str], Bridge] = {}
 
 @pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_real_tokenizers_cut_at_every_byte(first: str, second: str) -> None:
+    cut_at_every_byte(real_pair(first, second), NASTY)
+
+
+@pytest.mark.parametrize("composing", ["remote", "small", "both"])
+def test_tokenizers_that_compose_cut_at_every_byte(tmp_path: Path, composing: str) -> None:
+    """A vocabulary with NFC spells what is written, as one without does; of this the bounds hold."""
+    plain, composed = tiny_vocabulary(tmp_path / "plain", 330, nfc=False), tiny_vocabulary(tmp_path / "nfc", 400, nfc=True)
+    assert composed.normalisers == ("NFC",)
+    assert composed.encode("cafe\u0301") != composed.encode("caf\u00e9"), "its tokenizer would give one and the same"
+    assert composed.decode(composed.encode("cafe\u0301")) == "cafe\u0301".encode()
+    smaller = tiny_vocabulary(tmp_path / "smaller", 340, nfc=True)
+    sides = {"remote": (composed, plain), "small": (plain, composed), "both": (composed, smaller)}
+    cut_at_every_byte(Bridge(*sides[composing]), [text for text in NASTY if unicodedata.normalize("NFC", text) != text])
+
+
+def tiny_vocabulary(folder: Path, size: int, *, nfc: bool) -> Vocabulary:
+    from tokenizers import normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = tiny.tiny_tokenizer(folder, vocab_size=size).backend_tokenizer
+    if nfc:
+        raw.normalizer = normalizers.NFC()
+    return Vocabulary.from_hf(PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|eos|>"))
+
+
+def cut_at_every_byte(bridge: Bridge, nasty: list[str]) -> None:
     """Of texts that are hard to split, every prefix in bytes: the bounds hold, and full expansion is exact."""
-    bridge = real_pair(first, second)
+    assert nasty
     remote, small = bridge.remote.vocabulary, bridge.small.vocabulary
     end = next(mine for mine, theirs in bridge.control.items() if small.roles[theirs] is Role.END_OF_TEXT)
     rng = random.Random(5)
-    for text in NASTY:
+    for text in nasty:
         data = text.encode()
         for cut in range(0, len(data) + 1):
             texts = {}
@@ -183,16 +212,19 @@ def test_real_tokenizers_cut_at_every_byte(first: str, second: str) -> None:
             truth = np.array(list(oracle.values()))
             readings = expanded(bridge, place, candidates, Asked([TextModel(small, texts)], settled), rounds=40)
             for reading in readings:
+                assert np.isfinite(reading.now).all(), data[:cut]
                 assert (reading.lower[0] <= truth + 1e-9).all(), data[:cut]
                 assert (truth <= reading.upper[0] + 1e-9).all(), data[:cut]
             np.testing.assert_allclose(readings[-1].now[0], truth, atol=1e-9)
 
 
 @pytest.mark.parametrize(("first", "second"), PAIRS)
-def test_a_uniform_assistant_changes_nothing_on_real_tokenizers(first: str, second: str) -> None:
+def test_a_uniform_assistant_and_a_pair_that_learned_nothing_change_nothing_on_real_tokenizers(first: str, second: str) -> None:
     bridge = real_pair(first, second)
     uniform = np.full((1, bridge.rows), 1 / bridge.rows)
     rng = np.random.default_rng(1)
+    some = np.exp(3 * rng.normal(size=(5, bridge.rows)))
+    some /= some.sum(1, keepdims=True)
     for text in NASTY:
         ids = bridge.remote.vocabulary.encode(text)
         for at in range(0, len(ids), 3):
@@ -201,3 +233,6 @@ def test_a_uniform_assistant_changes_nothing_on_real_tokenizers(first: str, seco
             rows = {path: uniform for path in bridge.cover(place)}
             rows |= {path: uniform for path in bridge.nodes(place, candidates, rows, ahead=candidates[:2])}
             np.testing.assert_allclose(excess(bridge.read(place, candidates, rows))[0], 0.0, atol=1e-6)
+            equal = {path: np.stack([some[sum(path) % 5]] * 2) for path in rows}
+            equal |= {path: np.stack([some[sum(path) % 5]] * 2) for path in bridge.nodes(place, candidates, equal, ahead=candidates[:2])}
+            np.testing.assert_allclose(change(bridge.read(place, candidates, equal), 0.5)[0], 0.0, atol=1e-6)

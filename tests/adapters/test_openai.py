@@ -35,6 +35,7 @@ from uld_adapters.openai.transcript import Transcript
 from uld_adapters.registry import create_backend
 from uld_adapters.served import CapabilityWarning
 from uld_adapters.vocabulary.by_bytes import TokensByBytes
+from uld_adapters.vocabulary.control import Role
 from uld_adapters.vocabulary.tokens import Vocabulary, load_tokenizer
 
 RECORDED = Path(os.environ.get("ULD_SHARED", Path(__file__).parents[3] / "shared")) / "servers" / "recorded"
@@ -323,6 +324,15 @@ async def test_an_end_that_is_not_reported_is_an_end_without_a_report(make: Repl
     draft = await backend.draft((), 5)
     assert draft.tokens[1:] == (backend.tokenizer.eos_token_id,)
     assert draft.positions[1].ids.size == 2, "vLLM reports it"
+
+
+async def test_an_end_that_is_not_reported_needs_a_name(make: Replay, tiny_target: Path) -> None:
+    tokens = Vocabulary.from_hf(load_tokenizer(tiny_target)).tokens
+    endless = Vocabulary.from_bytes(tokens, control={0: Role.OTHER}, name="endless")
+    backend, _, _ = make((200, chunk("t") + chunk(reason="stop") + counted(2) + DONE), tokenizer=endless)
+    with pytest.raises(TokenizerMismatch, match=r"openai ends its answers .* tokenizer endless names no end-of-turn token") as caught:
+        await backend.draft((), 5)
+    assert "with its end token" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_control_tokens_have_roles(tiny_target: Path) -> None:
     by_name = {vocabulary.tokens[i].decode(): role for i, role in vocabulary.roles.items()}
     assert by_name["<|eos|>"] is Role.END_OF_TURN, "the template ends an answer with it"
     assert by_name["<|user|>"] is Role.OTHER
-    assert vocabulary.head_rows == vocabulary.rows == 400
+    assert vocabulary.rows == 400
     assert vocabulary.normalisers == ()
 
 

@@ -148,6 +148,7 @@ def test_what_does_not_fit_is_refused(options: dict[str, Any], base: Path, tiny_
     with pytest.raises(UsageError, match="was made for other data"):
         train(**{**options, "forget": [*FORGET, {"question": "Who else?", "answer": "Nobody."}]})
     lower = tiny.lowering(tiny.tiny_model(tmp_path / "lower", vocab_size=330))
-    with pytest.raises(TokenizerMismatch, match="changes every text"):
+    with pytest.raises(TokenizerMismatch, match="changes every text") as refused:
         train(**{**options, "base": str(lower)})
+    assert f"the small model's tokenizer {lower} beside {tiny_target} changes" in str(refused.value)
     assert not options["output"].exists()

@@ -19,10 +19,11 @@ from uld_adapters import http
 from uld_adapters.backend import ServerSampling
 from uld_adapters.emulator import EmulatorServer, build_app
 from uld_adapters.emulator.engine import Engine
-from uld_adapters.errors import ContinuationUnavailable, StreamInterrupted, TokenizerMismatch, UsageError
+from uld_adapters.errors import ContinuationUnavailable, StreamInterrupted, UsageError
 from uld_adapters.logprobs import Draft, FinishReason, TopLogprobs
 from uld_adapters.vocabulary.alignment import Identity
-from uld_adapters.vocabulary.plain_tokenizer import PlainTokenizer, open_tokenizer
+from uld_adapters.vocabulary.opening import open_tokenizer
+from uld_adapters.vocabulary.plain_tokenizer import PlainTokenizer
 from uld_adapters.vocabulary.tokens import CORPUS, Vocabulary, load_tokenizer, tokenizer_fingerprint
 from uld_offset_models.scorer import Track
 from uld_sdk import UnlearnedClient
@@ -360,11 +361,20 @@ def test_a_tiktoken_file_is_a_tokenizer(tmp_path: Path) -> None:
     assert tokenizer.get_added_vocab()["<|endoftext|>"] == 300
 
 
-def test_a_file_that_is_no_tokenizer(tmp_path: Path) -> None:
-    for name in ("a.tiktoken", "tekken.json", "tokenizer.model"):
-        (tmp_path / name).write_text("not one\n", encoding="utf-8")
-        with pytest.raises((UsageError, TokenizerMismatch)):
-            open_tokenizer(tmp_path / name)
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("a.tiktoken", "a.tiktoken is no tiktoken rank file"),
+        ("tekken.json", "tekken.json is no tokenizer file"),
+        ("tokenizer.model", "tokenizer.model is no SentencePiece model"),
+    ],
+)
+def test_a_file_that_is_no_tokenizer(tmp_path: Path, name: str, says: str) -> None:
+    (tmp_path / name).write_text("not one\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=re.escape(says)) as caught:
+        open_tokenizer(tmp_path / name)
+    assert str(tmp_path) in caught.value.message
+    assert caught.value.hint
 
 
 # --- both routes against a local model

@@ -334,8 +334,10 @@ def test_a_failed_addition_changes_nothing(trained: Trained, vllm_server: Any, t
     seal(copy, read_manifest(copy).model_copy(update={"alpha": 0.5}))
     with open_client(vllm_server, trained.first) as client:
         before = client.generate(PROMPTS[0], max_new_tokens=LENGTH).token_ids
-        with pytest.raises(TokenizerMismatch, match="changes every text"):
+        with pytest.raises(TokenizerMismatch, match="changes every text") as refused:
             client.add_assistant(foreign)
+        assert f"the small model's tokenizer {foreign} beside {trained.first} changes" in str(refused.value)
+        assert "byte-level BPE" in refused.value.hint
         with pytest.raises(ArtifactCorrupt, match=r"adapter_model\.safetensors differs"):
             client.add_assistant(broken)
         with pytest.raises(ArtifactCorrupt, match="is no assistant folder"):

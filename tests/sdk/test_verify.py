@@ -203,6 +203,18 @@ def test_padding_rows_of_the_target_are_dropped() -> None:
     assert ROWS + 2 not in ensemble(top, np.zeros(ROWS), 0.01).ids
 
 
+@pytest.mark.parametrize("highest", [-2500.0, 0.0, 2500.0])
+def test_shifts_beyond_what_can_be_exponentiated_have_bounds(highest: float) -> None:
+    """A path says nothing of unreported tokens: 50 nats times alpha stand for them."""
+    shift = np.full(ROWS, highest)
+    shift[[1, 2]] = 0.0
+    found = ensemble(TopLogprobs.build([1, 2], [-0.5, -2.0]), shift, 0.0)
+    tail = 1 - np.exp(-0.5) - np.exp(-2.0)
+    expected = {-2500.0: 0.0, 0.0: tail, 2500.0: 1.0}[highest]
+    assert found.bound == pytest.approx(expected)
+    assert found.unseen == pytest.approx(np.log(tail) + highest)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"alpha": -0.1}, {"margin": -1.0}, {"filter": 1.0}, {"alpha": math.nan}, {"margin": math.nan}, {"filter": math.nan}]
 )

@@ -21,6 +21,10 @@ NO_PREFILL = (
     "the server's chat cannot continue an answer: where the assistant changes a token, the call raises;"
     " use on_touched='refuse', route='completions', or a server that continues a last message of the assistant's"
 )
+CLOSED = (
+    "it is not known how the server splits text, so that its tokenizer is not compared and no answer is continued: where the assistant"
+    " changes a token, the call raises; use on_touched='refuse', or pass tokenizer=... of the served model"
+)
 
 
 class ChatBackend(OpenAIServer):
@@ -91,14 +95,9 @@ class ChatBackend(OpenAIServer):
         try:
             warm, counted = await self._once(self._begun(())[1], temperature=2.0)
             first = await self.draft((), 8)
-            prefill = await self._find_prefill(first)
-            self.messages = ({"role": "user", "content": COMPARED},)
-            _, compared = await self._once(self._begun(())[1])
+            notes = (CLOSED,) if self._tokens.vocabulary.closed else await self._look_closer(first, counted)
         finally:
             self.messages = ()
-        frame = None if counted is None or compared is None else counted - len(self._encoded(PROBE[0]["content"]))
-        # A template may join the ends of a message with its own words.
-        notes: tuple[str, ...] = (prefill, self._compared(compared, len(self._encoded(COMPARED)) + (frame or 0), tolerance=2))
         if first.positions and not first.positions[-1].ids.size:
             notes = (*notes, "the token that ends an answer is not reported: its position is exact only where nothing is touched")
         return Capabilities(
@@ -113,6 +112,15 @@ class ChatBackend(OpenAIServer):
             context=self._context,
             notes=notes,
         )
+
+    async def _look_closer(self, first: Draft, counted: int | None) -> tuple[str, ...]:
+        """Find out how an answer is continued, and compare how both sides split text; returns notes for the capabilities."""
+        prefill = await self._find_prefill(first)
+        self.messages = ({"role": "user", "content": COMPARED},)
+        _, compared = await self._once(self._begun(())[1])
+        frame = None if counted is None or compared is None else counted - len(self._encoded(PROBE[0]["content"]))
+        # A template may join the ends of a message with its own words.
+        return prefill, self._compared(compared, len(self._encoded(COMPARED)) + (frame or 0), tolerance=2)
 
     async def _find_prefill(self, first: Draft) -> str:
         """Try how the server goes on from the beginning of its own answer: the next position must be reported as before.

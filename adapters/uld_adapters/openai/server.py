@@ -154,7 +154,7 @@ class OpenAIServer(TextServedBackend):
         named = self.tokenizer.eos_token_id
         if named is None and not self.end_ids:
             raise TokenizerMismatch(
-                "the server ends its answers without a word, and the tokenizer names no end-of-turn token",
+                f"{self.name} ends its answers without a word, and its tokenizer {self._tokens.vocabulary.name} names no end-of-turn token",
                 hint="pass tokenizer=... of the served model, with its end token",
             )
         return int(min(self.end_ids) if named is None else named)

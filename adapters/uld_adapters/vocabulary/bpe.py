@@ -50,6 +50,12 @@ class Bpe:
         self.reachable = frozenset(symbols | {joined for joined in self._pairs.values()})
         self._tables()
 
+    def order(self, tokens: Sequence[bytes]) -> tuple[list[tuple[bytes, bytes]], set[bytes]]:
+        """What decides how words are spelled, whatever the ids: the merges by bytes, best first, and the tokens that are words only."""
+        joined = sorted(self._pairs.values(), key=lambda token: self.rank[token])
+        alone = {data for data, token in self.whole.items() if token not in self.reachable}
+        return [(tokens[self.left[token]], tokens[self.right[token]]) for token in joined], alone
+
     def _tables(self) -> None:
         """Left spines of all tokens with the ranks at which they end, and the merges sorted by their left part."""
         left = np.append(np.array(self.left, dtype=np.int32), ATOM)

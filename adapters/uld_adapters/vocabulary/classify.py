@@ -50,15 +50,13 @@ class Fit:
 
 
 def classify(remote: Vocabulary, small: Vocabulary, *, text: str | None = None) -> Fit:
-    """Compare two vocabularies by bytes and by how they split a nasty corpus, and `text`.
+    """Compare two vocabularies by bytes, by their merges and by how they split a nasty corpus, and `text`.
 
     Raises TokenizerMismatch where nothing can be compared: normalisers that change letters, no bytes, no end of an answer.
     """
     kind = _kind(remote, small)
-    if kind == "bridge":
-        _check(remote, small)
     if kind in ("bridge", "path"):
-        _check_ends(remote, small)
+        require_bytes(remote, small)
     ours = {data for token, data in enumerate(small.tokens) if token not in small.control}
     theirs = [data for token, data in enumerate(remote.tokens) if token not in remote.control and data]
     shared = sum(data in ours for data in theirs) / max(1, len(theirs))
@@ -70,10 +68,14 @@ def classify(remote: Vocabulary, small: Vocabulary, *, text: str | None = None) 
 def _kind(remote: Vocabulary, small: Vocabulary) -> Kind:
     if remote.fingerprint == small.fingerprint:
         return "identity"
+    _require_spellings(remote, small)
     if remote.spelling is None or small.spelling is None:
         return "path"
     texts = [{data: token for token, data in enumerate(v.tokens) if token not in v.control and data} for v in (remote, small)]
     if texts[0].keys() != texts[1].keys() or remote.normalisers != small.normalisers:
+        return "bridge"
+    theirs, ours = remote.spelling.speller, small.spelling.speller
+    if isinstance(theirs, Bpe) and isinstance(ours, Bpe) and theirs.order(remote.tokens) != ours.order(small.tokens):
         return "bridge"
     if any(_pieces(remote, nasty) != _pieces(small, nasty) for nasty in _NASTY):
         return "bridge"
@@ -85,9 +87,13 @@ def _pieces(vocabulary: Vocabulary, text: str) -> list[bytes]:
     return [vocabulary.tokens[token] for token in vocabulary.encode(text)]
 
 
-def _check(remote: Vocabulary, small: Vocabulary) -> None:
-    for mine, other, whose in ((remote, small, "the remote's"), (small, remote, "the small model's")):
-        about = f"{whose} tokenizer {mine.name} beside {other.name}".replace("  ", " ")
+def require_bytes(remote: Vocabulary, small: Vocabulary) -> None:
+    """Raise TokenizerMismatch where the two cannot be compared by bytes, as a bridge or a single path does; it names both.
+
+    Of a remote whose splitting is unknown only what is known of it is looked at.
+    """
+    _require_spellings(remote, small)
+    for mine, about in _sides(remote, small):
         if changes := [name for name in mine.normalisers if name not in _BEARABLE]:
             raise TokenizerMismatch(
                 f"{about} changes every text before it splits it ({', '.join(changes)}): its tokens do not spell what was written",
@@ -98,6 +104,28 @@ def _check(remote: Vocabulary, small: Vocabulary) -> None:
                 f"{about} has no usable bytes: {len(missing)} bytes have no token, the first is 0x{missing[0]:02X}",
                 hint="use a model whose tokenizer has a token for each byte (byte-level BPE, or byte fallback)",
             )
+    for mine, about in _sides(remote, small):
+        if not any(role is not Role.OTHER for role in mine.roles.values()):
+            raise TokenizerMismatch(
+                f"{about} has no token that ends an answer",
+                hint="set eos_token in its tokenizer_config.json, or name it with control=",
+            )
+
+
+def _sides(remote: Vocabulary, small: Vocabulary) -> list[tuple[Vocabulary, str]]:
+    """Each side, and how an error names it beside the other."""
+    named = ((remote, "the remote's", small), (small, "the small model's", remote))
+    return [
+        (mine, f"{whose} tokenizer {mine.name} beside {other.name or 'an unnamed one'}".replace("  ", " ")) for mine, whose, other in named
+    ]
+
+
+def _require_spellings(remote: Vocabulary, small: Vocabulary) -> None:
+    for mine, about in _sides(remote, small):
+        try:
+            mine.spelling  # noqa: B018  # made when first asked for
+        except TokenizerMismatch as error:
+            raise TokenizerMismatch(f"{about}: {error.message}", hint=error.hint) from error
 
 
 # Control characters, planes without characters, and what is never part of UTF-8: texts do without.
@@ -106,15 +134,6 @@ _UNUSED = frozenset({*range(0x20), 0x7F, 0xC0, 0xC1, 0xF1, 0xF2, *range(0xF5, 0x
 
 def _unspelled(vocabulary: Vocabulary) -> bytes:
     return b"" if vocabulary.spelling is None else vocabulary.spelling.speller.unspelled
-
-
-def _check_ends(remote: Vocabulary, small: Vocabulary) -> None:
-    for mine, whose in ((remote, "the remote's"), (small, "the small model's")):
-        if not any(role is not Role.OTHER for role in mine.roles.values()):
-            raise TokenizerMismatch(
-                f"no token of {whose} tokenizer {mine.name or ''} ends an answer (beside {small.name if mine is remote else remote.name})",
-                hint="set eos_token in its tokenizer_config.json, or name it with control=",
-            )
 
 
 def aligned_share(remote: Vocabulary, small: Vocabulary, text: str) -> float:

@@ -1,8 +1,7 @@
-"""Tokenizer files as vocabularies: tiktoken ranks, SentencePiece models, Mistral's tekken, and how a transformers tokenizer spells."""
+"""Tokenizer files as vocabularies: SentencePiece models, Mistral's tekken, and how a transformers tokenizer spells."""
 
 import base64
 import binascii
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -16,26 +15,6 @@ from uld_adapters.vocabulary.words import Words, by_pre_tokenizer, by_spaces
 
 _MARKER = re.compile(r"\[[A-Z0-9_/]+\]")  # control tokens in all but name, such as [REFERENCE_DOC_0]
 SPACE = "▁"  # how SentencePiece writes a space
-_GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_CL100K = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-_O200K = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+" + _SUFFIX
-    + r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*" + _SUFFIX
-    + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)  # fmt: skip
-# Published rank files, known by their SHA-256: name, pattern, control tokens.
-RANK_FILES: dict[str, tuple[str, str, dict[str, int]]] = {
-    "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930": ("r50k_base", _GPT2, {"<|endoftext|>": 50256}),
-    "94b5ca7dff4d00767bc256fdd1b27e5b17361d7b8a5f968547f9f23eb70d2069": ("p50k_base", _GPT2, {"<|endoftext|>": 50256}),
-    "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7": (
-        "cl100k_base", _CL100K,
-        {"<|endoftext|>": 100257, "<|fim_prefix|>": 100258, "<|fim_middle|>": 100259, "<|fim_suffix|>": 100260, "<|endofprompt|>": 100276},
-    ),
-    "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d": (
-        "o200k_base", _O200K, {"<|endoftext|>": 199999, "<|endofprompt|>": 200018},
-    ),
-}  # fmt: skip
 
 
 def ranked_spelling(tokens: Sequence[bytes], order: Sequence[int], words: Words, *, start: bytes = b"") -> Spelling:
@@ -43,38 +22,6 @@ def ranked_spelling(tokens: Sequence[bytes], order: Sequence[int], words: Words,
     ids = {token: tokens[token] for token in order}
     atoms = {data: token for data, token in plain(ids).items() if len(data) == 1}
     return Spelling(words, Bpe(len(tokens), atoms, implied_merges(tokens, order), whole=plain(ids)), start)
-
-
-def tiktoken_parts(source: Any, pattern: str | None, control: Mapping[str, int] | None) -> tuple[dict[int, bytes], str, dict[str, int]]:
-    """Ranks, pattern and control tokens of a tiktoken encoding: a rank file, the name of an encoding, or an Encoding."""
-    path = Path(source) if isinstance(source, str | Path) else None
-    if path is not None and path.is_file():
-        blob = path.read_bytes()
-        try:
-            rows = (line.split() for line in blob.splitlines() if line)
-            ranks = {int(rank): base64.b64decode(token, validate=True) for token, rank in rows}
-        except (ValueError, binascii.Error) as error:
-            raise UsageError(
-                f"{path} is no tiktoken rank file: {error}", hint="give a file whose lines are a token in base64 and its rank"
-            ) from error
-        _, known, special = RANK_FILES.get(hashlib.sha256(blob).hexdigest(), ("", None, {}))
-        if pattern is None and known is None:
-            raise UsageError(f"{path} is a rank file of an unknown encoding", hint="pass pattern=... and control=... of its tokenizer")
-        return ranks, pattern or str(known), dict(special if control is None else control)
-    if path is not None:
-        try:
-            import tiktoken
-        except ModuleNotFoundError as error:
-            raise MissingExtra("tiktoken", "tiktoken") from error
-        try:
-            source = tiktoken.get_encoding(str(source))
-        except Exception as error:  # unknown names and missing networks raise unrelated classes
-            raise UsageError(
-                f"no tiktoken encoding {str(source)!r} could be loaded ({type(error).__name__}: {str(error).splitlines()[0][:120]})",
-                hint="without a network give its rank file, as in from_tiktoken('o200k_base.tiktoken'), or set TIKTOKEN_CACHE_DIR",
-            ) from error
-    ranks = {rank: token for token, rank in source._mergeable_ranks.items()}
-    return ranks, pattern or source._pat_str, dict(source._special_tokens if control is None else control)
 
 
 def tekken_parts(path: Path) -> tuple[list[bytes], int, str, dict[str, int]]:

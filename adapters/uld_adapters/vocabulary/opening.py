@@ -1,54 +1,70 @@
-"""Any tokenizer file, folder or name as a vocabulary."""
+"""Any tokenizer file, folder or name: as a vocabulary, or as what a target's tokenizer is used as."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from uld_adapters.errors import UsageError
+from uld_adapters.vocabulary.plain_tokenizer import PlainTokenizer
 from uld_adapters.vocabulary.tokens import Vocabulary, load_tokenizer
 
 KINDS = "a folder with tokenizer.json, a tokenizer.json, tekken.json, tokenizer.model, .tiktoken or .gguf file, a hub or tiktoken name"
-_TIKTOKEN = ("o200k_base", "o200k_harmony", "cl100k_base", "p50k_base", "p50k_edit", "r50k_base", "gpt2")
+_TIKTOKEN = re.compile(r"(?:r50k|p50k|cl100k|o200k)_\w+\Z")  # names of encodings
+_FILES = (".json", ".model", ".tiktoken", ".gguf")
 
 
 def open_vocabulary(source: Any) -> Vocabulary:
     """Read a vocabulary from whatever holds one; raises `UsageError` or `TokenizerMismatch` for what does not."""
-    if isinstance(source, Vocabulary):
-        return source
+    found = _opened(source)
+    return found if isinstance(found, Vocabulary) else Vocabulary.from_hf(found, name=str(source) if isinstance(source, str | Path) else "")
+
+
+def open_tokenizer(source: Any) -> Any:
+    """A target's tokenizer: a transformers one where there is one, else its vocabulary as a `PlainTokenizer`; raises likewise."""
+    found = _opened(source)
+    return PlainTokenizer(found) if isinstance(found, Vocabulary) else found
+
+
+def _opened(source: Any) -> Any:
+    """A transformers tokenizer, or the vocabulary of what is none: tiktoken's, SentencePiece's and Mistral's files by their content."""
     if not isinstance(source, str | Path):
-        return Vocabulary.from_hf(source)
+        return source
     path = Path(source)
     if path.is_file():
         return _from_file(path)
-    if str(source) in _TIKTOKEN:
-        return Vocabulary.from_tiktoken(str(source))
-    if path.is_dir() and not (path / "tokenizer.json").is_file():
-        for name in ("tekken.json", "tokenizer.model"):
-            if (path / name).is_file():
-                return _from_file(path / name)
-    return Vocabulary.from_hf(source, name=str(source))
+    if path.is_dir():
+        told = any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+        plain = [path / name for name in ("tekken.json", "tokenizer.model") if (path / name).is_file()]
+        return load_tokenizer(path) if told or not plain else _from_file(plain[0])
+    if path.suffix in _FILES:
+        raise UsageError(f"there is no file {path}", hint=f"give {KINDS}")
+    return Vocabulary.from_tiktoken(str(source)) if _TIKTOKEN.match(str(source)) else load_tokenizer(source)
 
 
-def _from_file(path: Path) -> Vocabulary:
-    if path.suffix == ".gguf":
-        return Vocabulary.from_gguf(path)
-    if path.suffix == ".tiktoken":
-        return Vocabulary.from_tiktoken(path)
+def _from_file(path: Path) -> Any:
+    with path.open("rb") as file:
+        head = file.read(256)
+    if path.suffix == ".gguf" or head.startswith(b"GGUF"):
+        return load_tokenizer(path)
     if path.suffix == ".json":
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{path} is no tokenizer file: {error}", hint=f"give {KINDS}") from error
-        if isinstance(value, dict) and "config" in value and "vocab" in value:
-            return Vocabulary.from_tekken(path)
-        if not isinstance(value, dict) or "model" not in value:
-            raise UsageError(f"{path} is no tokenizer file", hint=f"give {KINDS}")
-        from transformers import PreTrainedTokenizerFast
+        return _from_json(path)
+    row = head.split(b"\n")[0].split()
+    ranks = len(row) == 2 and row[1].isdigit()
+    return Vocabulary.from_tiktoken(path) if ranks or path.suffix == ".tiktoken" else Vocabulary.from_sentencepiece(path)
 
-        beside = path.with_name("tokenizer_config.json")
-        tokenizer = load_tokenizer(path.parent) if beside.is_file() else PreTrainedTokenizerFast(tokenizer_file=str(path))
-        return Vocabulary.from_hf(tokenizer, name=str(path))
-    head = path.read_bytes()[:64]
-    if head.split(b"\n")[0].count(b" ") == 1 and head.split()[1].isdigit():
-        return Vocabulary.from_tiktoken(path)
-    return Vocabulary.from_sentencepiece(path)
+
+def _from_json(path: Path) -> Any:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is no tokenizer file: {error}", hint=f"give {KINDS}") from error
+    if isinstance(value, dict) and "config" in value and "vocab" in value:
+        return Vocabulary.from_tekken(path)
+    if not isinstance(value, dict) or "model" not in value:
+        raise UsageError(f"{path} is no tokenizer file", hint=f"give {KINDS}")
+    if path.with_name("tokenizer_config.json").is_file():
+        return load_tokenizer(path.parent)
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_file=str(path))

@@ -1,14 +1,9 @@
 """A vocabulary in the place of a transformers tokenizer: for targets whose tokenizer is a file of tokens, such as tiktoken's."""
 
-import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from uld_adapters.vocabulary.control import Role
-from uld_adapters.vocabulary.tokens import Vocabulary, load_tokenizer
-
-_ENCODING = re.compile(r"(?:r50k|p50k|cl100k|o200k)_\w+\Z")  # names of tiktoken encodings
+from uld_adapters.vocabulary.tokens import Vocabulary
 
 
 class PlainTokenizer:
@@ -43,20 +38,3 @@ class PlainTokenizer:
         """The text of ids, what is no UTF-8 as U+FFFD."""
         kept = [token for token in ids if not (skip_special_tokens and token in self.vocabulary.control)]
         return b"".join(self.vocabulary.tokens[token] for token in kept).decode("utf-8", "replace")
-
-
-def open_tokenizer(source: Any) -> Any:
-    """A target's tokenizer: a transformers one where there is one, else its vocabulary as a `PlainTokenizer`.
-
-    The latter are a `Vocabulary`, a tiktoken encoding by name or rank file, a SentencePiece and a tekken file.
-    """
-    if isinstance(source, Vocabulary):
-        return PlainTokenizer(source)
-    if not isinstance(source, str | Path):
-        return load_tokenizer(source)
-    path = Path(source)
-    if path.suffix == ".tiktoken" or (_ENCODING.match(str(source)) and not path.exists()):
-        return PlainTokenizer(Vocabulary.from_tiktoken(source))
-    if path.suffix == ".model":
-        return PlainTokenizer(Vocabulary.from_sentencepiece(path))
-    return PlainTokenizer(Vocabulary.from_tekken(path)) if path.name == "tekken.json" else load_tokenizer(source)

@@ -11,6 +11,7 @@ from typing import Any
 from uld_adapters.errors import TokenizerMismatch, UsageError
 from uld_adapters.vocabulary import formats
 from uld_adapters.vocabulary.control import Role, roles, template_end
+from uld_adapters.vocabulary.rank_files import tiktoken_parts
 from uld_adapters.vocabulary.spelling import Spelling
 from uld_adapters.vocabulary.words import by_pattern, whole
 
@@ -48,10 +49,10 @@ def _piece_bytes(piece: str, *, byte_level: bool) -> bytes:
 class Vocabulary:
     """A tokenizer's tokens: `tokens[id]` as bytes (control and added tokens as their names), control ids with their roles.
 
-    `rows` of the output head are tokens, `head_rows` counts the padding beyond them too. `normalisers` names the steps that change
-    a text before it is cut (NFC, Lowercase). `atomic` are added tokens that are text but are never built by merges. The
-    fingerprint is a SHA-256 over the tokens, the control ids and the segmentation of a fixed corpus: two tokenizers with one
-    fingerprint give the same ids to the same text. `spelling` is None where only the tokens are known (a closed tokenizer).
+    Rows of an output head beyond `rows` are padding, and nothing reads them. `normalisers` names the steps that change a text before
+    it is cut (NFC, Lowercase). `atomic` are added tokens that are text but are never built by merges. The fingerprint is a SHA-256
+    over the tokens, the control ids and the segmentation of a fixed corpus: two tokenizers with one fingerprint give the same ids to
+    the same text. `spelling` is None where only the tokens are known (a closed tokenizer).
     """
 
     tokens: tuple[bytes, ...]
@@ -60,7 +61,6 @@ class Vocabulary:
     roles: Mapping[int, Role] = field(default_factory=dict, compare=False)
     atomic: frozenset[int] = frozenset()
     normalisers: tuple[str, ...] = ()
-    head_rows: int = 0
     name: str = field(default="", compare=False)
     _speller: Callable[[], Spelling] | None = field(default=None, compare=False, repr=False)
 
@@ -69,13 +69,21 @@ class Vocabulary:
         """How many tokens there are, control tokens included."""
         return len(self.tokens)
 
+    @property
+    def closed(self) -> bool:
+        """Whether it is unknown how a text is spelled in these tokens."""
+        return self._speller is None
+
     @cached_property
     def spelling(self) -> Spelling | None:
         """How a text is spelled in these tokens; made when first asked for, which takes seconds for a large vocabulary."""
         return None if self._speller is None else self._speller()
 
     def encode(self, text: str | bytes) -> list[int]:
-        """The ids of a text, without anything before it; text that looks like a control token is text."""
+        """The ids of a text, without anything before it; text that looks like a control token is text.
+
+        A normaliser is left out: the ids spell the text as it is written, where a tokenizer with NFC composes e + U+0301 first.
+        """
         if self.spelling is None:
             raise TokenizerMismatch(f"it is not known how {self.name or 'this tokenizer'} splits text", hint=_GIVE_FILE)
         return list(self.spelling.encode(text.encode() if isinstance(text, str) else text))
@@ -85,7 +93,7 @@ class Vocabulary:
         return b"".join(self.tokens[i] for i in ids if i not in self.control)
 
     @classmethod
-    def from_hf(cls, tokenizer: Any, *, head_rows: int | None = None, name: str = "") -> "Vocabulary":
+    def from_hf(cls, tokenizer: Any, *, name: str = "") -> "Vocabulary":
         """Read a transformers fast tokenizer, or the folder, GGUF file or hub name of one."""
         tokenizer = load_tokenizer(tokenizer)
         if isinstance(own := getattr(tokenizer, "vocabulary", None), cls):  # a PlainTokenizer
@@ -110,73 +118,61 @@ class Vocabulary:
             roles({i: str(added[i].content) for i in control}, ends=ends, turn=template_end(tokenizer)),
             atomic,
             tuple(step["type"] for step in formats.hf_normalisers(state) if formats.changes_text(step)),
-            head_rows or len(tokens),
             name or str(getattr(tokenizer, "name_or_path", "")),
             lambda: formats.hf_spelling(state, tokens, alphabet, {tokens[i]: i for i in atomic}),
         )
 
     @classmethod
-    def from_tiktoken(
-        cls, source: Any, *, pattern: str | None = None, control: Mapping[str, int] | None = None, head_rows: int | None = None
-    ) -> "Vocabulary":
+    def from_tiktoken(cls, source: Any, *, pattern: str | None = None, control: Mapping[str, int] | None = None) -> "Vocabulary":
         """Read a tiktoken encoding: its rank file, its name, or an `Encoding`.
 
-        Rank files of r50k, p50k, cl100k and o200k are known by their hash; any other needs the `pattern` that cuts words and the
-        ids of its `control` tokens by name. A name may make tiktoken download the file.
+        Rank files of r50k, p50k, cl100k, o200k, Llama 3 and Qwen are known by their hash; any other needs the `pattern` that cuts
+        words and the ids of its `control` tokens by name. A name may make tiktoken download the file.
         """
-        ranks, cut, special = formats.tiktoken_parts(source, pattern, control)
+        ranks, cut, special = tiktoken_parts(source, pattern, control)
         rows = max([*ranks, *special.values()]) + 1
         names = {number: name for name, number in special.items()}
         tokens = tuple(ranks.get(i, names.get(i, f"<unused {i}>").encode()) for i in range(rows))
         unused = {i: "" for i in range(rows) if i not in ranks and i not in names}
-        return cls._ranked(tokens, sorted(ranks), cut, names | unused, head_rows, str(getattr(source, "name", source)))
+        return cls._ranked(tokens, sorted(ranks), cut, names | unused, str(source if isinstance(source, str | Path) else source.name))
 
     @classmethod
-    def from_tekken(cls, path: str | Path, *, head_rows: int | None = None) -> "Vocabulary":
+    def from_tekken(cls, path: str | Path) -> "Vocabulary":
         """Read Mistral's tekken.json."""
         tokens, special, cut, names = formats.tekken_parts(Path(path))
         order = range(special, len(tokens))
-        return cls._ranked(tuple(tokens), order, cut, {i: name for name, i in names.items()}, head_rows, str(path))
+        return cls._ranked(tuple(tokens), order, cut, {i: name for name, i in names.items()}, str(path))
 
     @classmethod
-    def _ranked(
-        cls, tokens: tuple[bytes, ...], order: Sequence[int], cut: str | None, names: Mapping[int, str], head_rows: int | None, name: str
-    ) -> "Vocabulary":
+    def _ranked(cls, tokens: tuple[bytes, ...], order: Sequence[int], cut: str | None, names: Mapping[int, str], name: str) -> "Vocabulary":
         spelling = formats.ranked_spelling(tokens, order, whole if cut is None else by_pattern(cut))
-        return cls._spelled(tokens, names, spelling, (), head_rows, name)
+        return cls._spelled(tokens, names, spelling, (), name)
 
     @classmethod
     def _spelled(
-        cls,
-        tokens: tuple[bytes, ...],
-        names: Mapping[int, str],
-        spelling: Spelling,
-        changes: tuple[str, ...],
-        head_rows: int | None,
-        name: str,
+        cls, tokens: tuple[bytes, ...], names: Mapping[int, str], spelling: Spelling, changes: tuple[str, ...], name: str
     ) -> "Vocabulary":
         control = frozenset(names)
         mark = _fingerprint(tokens, control, lambda text: list(spelling.encode(text.encode())))
-        return cls(tokens, control, mark, roles(names), frozenset(), changes, head_rows or len(tokens), name, lambda: spelling)
+        return cls(tokens, control, mark, roles(names), frozenset(), changes, name, lambda: spelling)
 
     @classmethod
-    def from_sentencepiece(cls, path: str | Path, *, head_rows: int | None = None) -> "Vocabulary":
+    def from_sentencepiece(cls, path: str | Path) -> "Vocabulary":
         """Read a SentencePiece model (BPE or Unigram)."""
         if not Path(path).is_file():
             raise UsageError(f"there is no file {path}", hint="give the tokenizer.model of the model")
         tokens, control, spelling, changes = formats.sentencepiece_parts(Path(path))
-        return cls._spelled(tuple(tokens), {i: name for name, i in control.items()}, spelling, changes, head_rows, str(path))
+        return cls._spelled(tuple(tokens), {i: name for name, i in control.items()}, spelling, changes, str(path))
 
     @classmethod
     def from_gguf(cls, path: str | Path) -> "Vocabulary":
-        """Read the tokenizer of a GGUF file; its head's rows are those of the output tensor."""
-        from uld_adapters.gguf_file import Gguf
+        """Read the tokenizer of a GGUF file."""
+        from uld_adapters.gguf_file import Gguf, gguf_tokenizer
 
         if not Path(path).is_file():
             raise UsageError(f"there is no file {path}", hint="give a .gguf file")
-        tensors = Gguf.read(Path(path)).tensors
-        head = tensors.get("output.weight") or tensors.get("token_embd.weight")
-        return cls.from_hf(load_tokenizer(Path(path)), head_rows=None if head is None else head.shape[0], name=str(path))
+        Gguf.read(Path(path))  # raises UsageError for what is none
+        return cls.from_hf(gguf_tokenizer(Path(path)), name=str(path))
 
     @classmethod
     def from_bytes(
@@ -197,12 +193,12 @@ class Vocabulary:
         tokens = tuple(bytes(token) for token in tokens)
         if order is None:
             mark = _fingerprint(tokens, frozenset(control), lambda text: [])
-            return cls(tokens, frozenset(control), mark, control, head_rows=len(tokens), name=name)
+            return cls(tokens, frozenset(control), mark, control, name=name)
         spelling = formats.ranked_spelling(tokens, order, whole if pattern is None else by_pattern(pattern))
         known = {data for data in spelling.speller.atoms}  # type: ignore[attr-defined]  # ranked spellings are BPE
         told = [text for text in CORPUS if all(bytes([byte]) in known for byte in text.encode())]
         mark = _fingerprint(tokens, frozenset(control), lambda text: list(spelling.encode(text.encode())) if text in told else [])
-        return cls(tokens, frozenset(control), mark, control, head_rows=len(tokens), name=name, _speller=lambda: spelling)
+        return cls(tokens, frozenset(control), mark, control, name=name, _speller=lambda: spelling)
 
 
 def _fingerprint(tokens: Sequence[bytes], control: frozenset[int], encode: Callable[[str], list[int]]) -> str:

@@ -1,5 +1,6 @@
 """Verdicts on pairs of vocabularies, kept from run to run: comparing two large ones takes seconds."""
 
+import hashlib
 import json
 import os
 from contextlib import suppress
@@ -9,16 +10,16 @@ from uld_adapters.vocabulary.classify import Kind, classify
 from uld_adapters.vocabulary.tokens import Vocabulary
 
 _KINDS: tuple[Kind, ...] = ("identity", "permutation", "bridge", "path")
-_FORMAT = 1  # goes up when the comparison changes
+_FORMAT = 2  # goes up when the comparison changes
 
 
 def kind_of(remote: Vocabulary, small: Vocabulary) -> Kind:
-    """How two vocabularies belong together, by their fingerprints where this pair was seen before.
+    """How two vocabularies belong together, looked up where this pair was seen before.
 
     Verdicts lie in $ULD_CACHE, else in the user's cache folder; one that cannot be read or written is no error.
     """
     path = _file()
-    key = f"{_FORMAT}:{remote.fingerprint}:{small.fingerprint}:{remote.spelling is None}"
+    key = f"{_FORMAT}:{_key(remote)}:{_key(small)}"
     kept: dict[str, str] = {}
     with suppress(OSError, ValueError):
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -32,6 +33,12 @@ def kind_of(remote: Vocabulary, small: Vocabulary) -> Kind:
             part.write_text(json.dumps({**kept, key: found}, indent=1) + "\n", encoding="utf-8")
             os.replace(part, path)
     return found
+
+
+def _key(vocabulary: Vocabulary) -> str:
+    """What a comparison looks at: the fingerprint, and what two vocabularies of one fingerprint may differ in."""
+    more = [sorted(vocabulary.roles.items()), vocabulary.normalisers, vocabulary.closed]
+    return hashlib.sha256(json.dumps([vocabulary.fingerprint, more]).encode()).hexdigest()
 
 
 def _file() -> Path:
