@@ -124,7 +124,7 @@ def gradients(figures: dict[str, Any]) -> str:
         errors.append([layers, entry["k"], entry["tail"], *(f"{entry['errors'][name]:.1%}" for name in objectives)])
     return (
         f"## Gradients from a top-k report\n\n{source(figures)}\nAgainst those from complete distributions: relative norm of the "
-        "difference, median over 5 batches of 2 forget and 2 retain rows, after 4 steps. Target: at most 10% from a completed top 20.\n\n"
+        "difference, median over 3 batches of 2 forget and 2 retain rows, after 4 steps. Target: at most 10% from a completed top 20.\n\n"
     ) + table(["layers of the small model", "k", "tail", *objectives], errors)
 
 

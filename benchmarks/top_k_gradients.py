@@ -30,7 +30,7 @@ from uld_offset_models.tuned import Tuned, make_trainable
 Report = tuple[int, str]
 REPORTS: tuple[Report, ...] = ((5, "complete"), (20, "complete"), (100, "complete"), (20, "truncate"))
 OBJECTIVES = ("ga", "npo", "dpo", "relabel", "gd", "kl")
-RATE, STEPS, BATCHES, BATCH = 0.0003, 4, 5, 2  # the preset's rate, before npo has saturated and its own gradient is next to nothing
+RATE, STEPS, BATCHES, BATCH = 0.0003, 4, 3, 2  # the preset's rate, before npo has saturated and its own gradient is next to nothing
 
 
 class Reported(CachedTarget):

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,16 @@ def test_real_pairs(remote: str, small: str, kind: str) -> None:
     assert fit.boundaries is not None
     if kind == "bridge":
         assert 0.3 < fit.boundaries < 1.0
+
+
+def test_the_rows_of_the_head_lie_beside_the_tokenizer(tmp_path: Path, tiny_target: Path, tiny_gguf: Path) -> None:
+    assert open_vocabulary(tiny_target).head_rows == open_vocabulary(tiny_gguf).head_rows == open_vocabulary(tiny_target).rows
+    folder = shutil.copytree(tiny_target, tmp_path / "padded")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 448}), encoding="utf-8")
+    assert (open_vocabulary(folder).head_rows, open_vocabulary(folder).rows) == (448, 400)
+    (folder / "config.json").unlink()
+    assert open_vocabulary(folder).head_rows == 0
 
 
 def test_any_tokenizer_file_opens(tmp_path: Path, tiny_target: Path, tiny_gguf: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,26 @@ _FILES = (".json", ".model", ".tiktoken", ".gguf")
 
 
 def open_vocabulary(source: Any) -> Vocabulary:
-    """Read a vocabulary from whatever holds one; raises `UsageError` or `TokenizerMismatch` for what does not."""
+    """Read a vocabulary from whatever holds one, with the rows of the model's head where a model lies beside it.
+
+    Raises `UsageError` or `TokenizerMismatch` for what holds none.
+    """
+    path = Path(source) if isinstance(source, str | Path) else None
+    if path is not None and path.suffix == ".gguf" and path.is_file():
+        return Vocabulary.from_gguf(path)
     found = _opened(source)
-    return found if isinstance(found, Vocabulary) else Vocabulary.from_hf(found, name=str(source) if isinstance(source, str | Path) else "")
+    made = found if isinstance(found, Vocabulary) else Vocabulary.from_hf(found, name="" if path is None else str(path))
+    return made if path is None or made.head_rows else replace(made, head_rows=_head_rows(path / "config.json"))
+
+
+def _head_rows(config: Path) -> int:
+    """The rows of the head of the model whose configuration this is, 0 where there is none."""
+    try:
+        value = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0
+    value = value if isinstance(value, dict) else {}
+    return int(value.get("vocab_size") or value.get("text_config", {}).get("vocab_size") or 0)
 
 
 def open_tokenizer(source: Any) -> Any:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,11 @@ def _piece_bytes(piece: str, *, byte_level: bool) -> bytes:
 class Vocabulary:
     """A tokenizer's tokens: `tokens[id]` as bytes (control and added tokens as their names), control ids with their roles.
 
-    Rows of an output head beyond `rows` are padding, and nothing reads them. `normalisers` names the steps that change a text before
-    it is cut (NFC, Lowercase). `atomic` are added tokens that are text but are never built by merges. The fingerprint is a SHA-256
-    over the tokens, the control ids and the segmentation of a fixed corpus: two tokenizers with one fingerprint give the same ids to
-    the same text. `spelling` is None where only the tokens are known (a closed tokenizer).
+    `head_rows` are those of the model's output head, 0 where nobody knows: what is beyond `rows` is padding, which is masked.
+    `normalisers` names the steps that change a text before it is cut (NFC, Lowercase). `atomic` are added tokens that are text but
+    are never built by merges. The fingerprint is a SHA-256 over the tokens, the control ids and the segmentation of a fixed corpus:
+    two tokenizers with one fingerprint give the same ids to the same text. `spelling` is None where only the tokens are known (a
+    closed tokenizer).
     """
 
     tokens: tuple[bytes, ...]
@@ -63,6 +64,7 @@ class Vocabulary:
     normalisers: tuple[str, ...] = ()
     name: str = field(default="", compare=False)
     _speller: Callable[[], Spelling] | None = field(default=None, compare=False, repr=False)
+    head_rows: int = field(default=0, compare=False)
 
     @property
     def rows(self) -> int:
@@ -166,13 +168,14 @@ class Vocabulary:
 
     @classmethod
     def from_gguf(cls, path: str | Path) -> "Vocabulary":
-        """Read the tokenizer of a GGUF file."""
+        """Read the tokenizer of a GGUF file; its head's rows are those of the output tensor."""
         from uld_adapters.gguf_file import Gguf, gguf_tokenizer
 
         if not Path(path).is_file():
             raise UsageError(f"there is no file {path}", hint="give a .gguf file")
-        Gguf.read(Path(path))  # raises UsageError for what is none
-        return cls.from_hf(gguf_tokenizer(Path(path)), name=str(path))
+        tensors = Gguf.read(Path(path)).tensors
+        head = tensors.get("output.weight") or tensors.get("token_embd.weight")
+        return replace(cls.from_hf(gguf_tokenizer(Path(path)), name=str(path)), head_rows=0 if head is None else head.shape[0])
 
     @classmethod
     def from_bytes(

@@ -38,12 +38,14 @@ def align(
         "mode": fit.kind,
         "meaning": fit.sentence,
         "tokens (remote, small)": f"{ours.rows}, {theirs.rows}",
+        "rows of the output heads, padding masked": ", ".join(str(side.head_rows or "unknown") for side in (ours, theirs)),
         "remote's tokens that the small side has, by bytes": fit.shared,
         "ends of the remote's tokens that are ends on the small side": fit.boundaries,
         "neutral tokens": len(fit.neutral),
     }
     if as_json:
         values = {"remote_rows": ours.rows, "small_rows": theirs.rows, "shared": fit.shared, "boundaries": fit.boundaries}
+        values |= {"remote_head_rows": ours.head_rows or None, "small_head_rows": theirs.head_rows or None}
         neutral = [{"token": token, "why": why} for token, why in fit.neutral]
         page = str(output) if drawn else None
         print_json({"mode": fit.kind, "meaning": fit.sentence, **values, "neutral": neutral, "page": page})
