@@ -36,8 +36,9 @@ def tail_share(mass: float, shift: float) -> float:
 
     m e^g / (1 - m + m e^g): no larger is the total variation between p_M and any such q, whether the tail gains or loses.
     """
-    weight = mass * np.exp(shift)
-    return float(weight / (1.0 - mass + weight))
+    weight = np.log(mass) + shift
+    rest = np.log1p(-mass) if mass < 1 else -np.inf
+    return float(np.exp(weight - np.logaddexp(rest, weight)))
 
 
 def _scores(top: TopLogprobs, ends: Bounds, shift: np.ndarray, ratio: float) -> tuple[np.ndarray, ...]:
@@ -103,8 +104,8 @@ def widened(
         rivals = np.append(np.delete(high, best), top.ceiling + shift_beyond)
         if verdict.exact and (rivals <= low[best]).all():
             return verdict
-        unseen = mass * np.exp(shift_beyond)
-        tail = unseen / (np.exp(low).sum() + unseen) if unseen else 0.0
+        unseen = np.log(mass) + shift_beyond if mass else -np.inf
+        tail = np.exp(unseen - np.logaddexp(np.logaddexp.reduce(low), unseen))
     else:
         more = more if plain else 1.0
         least = float(np.exp((low - mid.max()) / temperature).sum() / np.exp((mid - mid.max()) / temperature).sum())

@@ -13,6 +13,7 @@ from uld_sdk.sampling import Sampling, gumbel, process
 
 _ROUNDED = 1e-15  # a tail mass that rounding takes away, and a low temperature brings back
 MANY = float(np.log(1e6))  # more tokens than any vocabulary has
+_HUGE = 600.0  # nats: beside such a weight nothing else counts
 
 
 class Mode(StrEnum):
@@ -199,9 +200,9 @@ def sampled_bound(q: Ensemble, sampling: Sampling, kept: np.ndarray, *, known: b
         return 0.0
     power = 1.0 / sampling.temperature
     weight = np.exp(power * (q.scores - q.scores[0]))  # most probable first
-    rival = np.exp(power * (q.ceiling - q.scores[0]))
+    rival = np.exp(min(_HUGE, power * (q.ceiling - q.scores[0])))
     of_tail = power * np.log(q.tail) + (power - 1) * (q.least - np.log(q.tail) if power >= 1 else -MANY)
-    tail = np.exp(of_tail + power * (q.highest - q.scores[0]))
+    tail = np.exp(min(_HUGE, of_tail + power * (q.highest - q.scores[0])))
     cut = sampling.min_p or 0.0
     if sampling.top_k is not None and sampling.top_k <= weight.size:
         weight, kept = weight[: sampling.top_k], kept[: sampling.top_k]
