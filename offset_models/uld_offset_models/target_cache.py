@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NoReturn, Self
 from uld_adapters.errors import UsageError
 from uld_offset_models.encoding import Encoded
 from uld_offset_models.shards import ShardReader
-from uld_offset_models.store import StoreManifest, check_identity, read_store_manifest, row_key
+from uld_offset_models.store import StoreManifest, read_store_manifest, row_key
 from uld_offset_models.target_record import TargetLogprobs, unpack
 
 _SHOWN = 3  # rows named in an error
@@ -49,24 +49,13 @@ class TargetCache:
         self.path, self.manifest, self._rows = path, manifest, rows
 
     @classmethod
-    def open(
-        cls,
-        path: str | Path,
-        *,
-        target: str | None = None,
-        tokenizer_fingerprint: str | None = None,
-        template_hash: str | None = None,
-    ) -> Self:
-        """Open the folder that `uld-sdk cache -o` wrote, and check every byte of it; what is not said here is not compared.
+    def open(cls, path: str | Path) -> Self:
+        """Open the folder that `uld-sdk cache -o` wrote, and check every byte of it.
 
-        Raises `UsageError` for a cache of another target, tokenizer or template, or one that is not finished, and
-        `ArtifactCorrupt` naming the shard that is damaged.
+        Raises `UsageError` for one that is not finished, and `ArtifactCorrupt` naming the shard that is damaged.
         """
         path = Path(path).expanduser()
         manifest = read_store_manifest(path, CacheManifest)
-        wanted = {"target": target, "tokenizer_sha256": tokenizer_fingerprint, "template_sha256": template_hash}
-        said = {name: value for name, value in wanted.items() if value is not None}
-        check_identity(path, manifest, said, hint="give the cache of this model, or make one with `uld-sdk cache`")
         rows = ShardReader(path, manifest.shards)
         if not manifest.finished:
             raise UsageError(
@@ -84,11 +73,6 @@ class TargetCache:
     def top_logprobs(self) -> int | None:
         """How many log-probabilities a position has, None for all."""
         return self.manifest.top_logprobs
-
-    @property
-    def complete(self) -> bool:
-        """Whether a position has the whole vocabulary's."""
-        return self.manifest.top_logprobs is None
 
     def __len__(self) -> int:
         return len(self._rows)

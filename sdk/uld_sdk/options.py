@@ -140,7 +140,7 @@ class Connection:
     top_logprobs: what to ask for at each position (None: 20, or the server's cap where that is lower; with hf all).
     alpha: strength of the correction, of every assistant (None: its own).
     margin: its dead zone in nats; 0 turns it off (None: its own).
-    filter: least share of the top probability that a candidate needs, in (0, 1) (None: its own).
+    filter: least share of the top probability that a candidate needs, in [0, 1), 0 turns it off (None: its own).
     tail: what stands for tokens that are not reported: nothing ("truncate"), or the frozen model of a pair ("complete") (None: as trained).
     alignment: how the assistant's tokens are told in the large model's: "auto" (the same tokens, else "bridge"), "bridge-exact" (reads
       on until the bound is at most 0.01), or "path" (one spelling a token, approximate) ("auto").

@@ -17,6 +17,7 @@ from uld_adapters.errors import ArtifactCorrupt, MalformedAnswer, SaveFailed, Us
 from uld_adapters.logprobs import Score, TopLogprobs
 from uld_offset_models import shards
 from uld_offset_models.encoding import Encoded
+from uld_offset_models.store import check_identity
 from uld_offset_models.store_writer import StoreWriter
 from uld_offset_models.target_cache import CacheManifest, TargetCache, TargetLogprobs
 from uld_offset_models.target_record import pack, unpack
@@ -71,7 +72,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_was_put_in_is_found(tmp_path: Path) -> None:
     kept = rows(10)
     cache = TargetCache.open(filled(tmp_path / "cache", kept))
-    assert (len(cache), cache.target, cache.top_logprobs, cache.complete) == (10, "large", 5, False)
+    assert (len(cache), cache.target, cache.top_logprobs) == (10, "large", 5)
     assert [(seal.name, seal.rows) for seal in cache.manifest.shards] == [("00000.rows", 4), ("00001.rows", 4), ("00002.rows", 2)]
     for row in kept:
         same(cache.find(row.prompt, row.answer), values(row))
@@ -269,13 +270,11 @@ def test_a_cache_of_something_else_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             StoreWriter(path, wanted(**change), every)
-    with pytest.raises(UsageError, match="another target: large, not small\n  fix: give the cache of this model"):
-        TargetCache.open(path, target="small")
-    with pytest.raises(UsageError, match="another tokenizer"):
-        TargetCache.open(path, tokenizer_fingerprint="e" * 64)
-    with pytest.raises(UsageError, match="another chat template"):
-        TargetCache.open(path, template_hash="e" * 64)
-    TargetCache.open(path, target="large", tokenizer_fingerprint="a" * 64, template_hash="b" * 64)
+    cache = TargetCache.open(path)  # training compares what it knows itself
+    for field, what in (("tokenizer_sha256", "tokenizer"), ("template_sha256", "chat template")):
+        with pytest.raises(UsageError, match=f"another {what}: .*\n  fix: make it anew"):
+            check_identity(cache.path, cache.manifest, {field: "e" * 64}, hint="make it anew")
+    check_identity(cache.path, cache.manifest, {"tokenizer_sha256": "a" * 64, "template_sha256": "b" * 64}, hint="")
 
 
 def test_rows_that_it_lacks_are_named(tmp_path: Path) -> None:

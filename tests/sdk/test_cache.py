@@ -122,18 +122,12 @@ def test_every_backend_says_what_the_model_says(name: str, request: pytest.Fixtu
     assert (result.texts, result.scored) == (len(rows), len(rows))
     assert result.tokens == sum(len(row.answer) for row in rows)
     tokenizer = load_tokenizer(str(tiny_target))
-    found = TargetCache.open(
-        tmp_path / "cache",
-        target=result.manifest.target,
-        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-        template_hash=template_hash(tokenizer, chat_template=True),
-    )
+    found = TargetCache.open(tmp_path / "cache")
     found.check(rows)
-    assert (found.top_logprobs, found.complete, found.manifest.scoring) == (
-        12,
-        False,
-        {"tgi": "drafts", "llamacpp": "forced"}.get(name, "prompt"),
-    )
+    assert found.manifest == result.manifest
+    assert found.manifest.tokenizer_sha256 == tokenizer_fingerprint(tokenizer)
+    assert found.manifest.template_sha256 == template_hash(tokenizer, chat_template=True)
+    assert (found.top_logprobs, found.manifest.scoring) == (12, {"tgi": "drafts", "llamacpp": "forced"}.get(name, "prompt"))
     for row, expected in zip(rows, reference(tiny_target, list(rows), 12), strict=True):
         values = found.find(row.prompt, row.answer)
         np.testing.assert_allclose(values.logprobs, [top.logprobs for top in expected.positions], atol=2e-3)
@@ -147,7 +141,7 @@ def test_every_backend_says_what_the_model_says(name: str, request: pytest.Fixtu
 def test_complete_distributions_can_be_kept(tiny_target: Path, tmp_path: Path) -> None:
     result = cache(output=tmp_path / "cache", data=[TEXT], backend="hf", model=str(tiny_target), top_logprobs=400)
     found = TargetCache.open(tmp_path / "cache")
-    assert (result.manifest.top_logprobs, found.complete) == (None, True)
+    assert (result.manifest.top_logprobs, found.top_logprobs) == (None, None)
     (row,) = encode(load_tokenizer(str(tiny_target)), [read_rows(TEXT)[0].example], chat_template=True, max_length=512)
     values = found.find(row.prompt, row.answer)
     np.testing.assert_allclose(np.exp(values.logprobs).sum(1), 1, atol=1e-2)
@@ -168,10 +162,10 @@ def test_each_model_reads_the_prompt_by_its_own_template(tiny_target: Path, tmp_
     keyed, asked = (encode(load_tokenizer(str(model)), [example], chat_template=True, max_length=512)[0] for model in (base, tiny_target))
     assert keyed.prompt != asked.prompt
     assert served.scored == [asked.ids]
-    found = TargetCache.open(tmp_path / "cache", template_hash=template_hash(load_tokenizer(str(base)), chat_template=True))
+    found = TargetCache.open(tmp_path / "cache")
     found.find(keyed.prompt, keyed.answer)
-    with pytest.raises(UsageError, match="was made for another chat template"):
-        TargetCache.open(tmp_path / "cache", template_hash=template_hash(load_tokenizer(str(tiny_target)), chat_template=True))
+    own, theirs = (template_hash(load_tokenizer(str(model)), chat_template=True) for model in (base, tiny_target))
+    assert found.manifest.template_sha256 == own != theirs
     ends = other_template(tiny_target, tmp_path / "ends", "{% for m in messages %}{{ m['content'] + '<|user|>' }}{% endfor %}")
     with pytest.raises(UsageError, match=r"row 1: the base ends this answer with <\|user\|>, the target with <\|eos\|>"):
         cache(output=tmp_path / "two", forget=FORGET, base=str(ends), backend=served)

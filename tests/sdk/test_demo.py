@@ -4,10 +4,14 @@ import json
 import urllib.request
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from uld_adapters.errors import DataError, MissingExtra, ServerUnreachable
+from uld_sdk.cli import app
 from uld_sdk.demo import run
 from uld_sdk.demo.plain import PlainRemote, own_answers
 from uld_sdk.demo.questions import Question, Questions, load_questions
@@ -141,6 +145,45 @@ def test_the_server_answers_quietly_repeats_itself_and_stops(capfd: pytest.Captu
     with pytest.raises(OSError):  # noqa: PT011 - the system decides how it says that nothing listens
         urllib.request.urlopen(url + "/health", timeout=5)
     assert capfd.readouterr() == ("", "")
+
+
+def answered(kind: str, part: str, after: str, *, untouched: bool, requests: int) -> Any:
+    from uld_sdk.evaluation.answers import Answered
+
+    ids = tuple(map(ord, after))
+    return Answered(
+        "x", kind, part, False, "Who?", "one two", after, tuple(map(ord, "one two")), ids, untouched=untouched, requests=requests,
+        changed=0, positions=len(ids), seconds=1.0, seconds_first=0.1,
+    )  # fmt: skip
+
+
+def test_the_table_of_pairs_is_over_held_out_answers() -> None:
+    pytest.importorskip("rouge_score")
+    from uld_sdk.demo.pairs import figures, table
+
+    rows = [
+        answered("forget", "train", "one two", untouched=True, requests=90),
+        answered("forget", "holdout", "one", untouched=False, requests=7),
+        answered("retain", "holdout", "one two", untouched=True, requests=1),
+        answered("retain", "holdout", "three", untouched=False, requests=2),
+    ]
+    trained = SimpleNamespace(seconds=71.26, manifest=SimpleNamespace(steps=40, training={"loading_seconds": 3.14}))
+    line = figures("offset, gated", rows, trained, caching=12.34)
+    assert line == {
+        "variant": "offset, gated", "forget_rouge": 0.5, "retain_rouge": 0.5, "forget_unchanged": 0, "retain_identical": 0.5,
+        "retain_untouched": 0.5, "requests_forget": 7.0, "requests_retain": 1.5, "caching_seconds": 12.3, "loading_seconds": 3.1,
+        "training_seconds": 71.3, "training_steps": 40,
+    }  # fmt: skip
+    heads, one, two = table([line, {**line, "variant": "ULD"}])
+    assert heads.split("  ")[-1] == "training s"
+    assert one.split() == ["offset,", "gated", "0.50", "0.50", "50%", "50%", "7.0", "1.50", "12", "3", "71"]
+    assert two.split()[1:] == one.split()[2:]
+
+
+def test_the_demo_of_pairs_has_presets_of_its_own() -> None:
+    outcome = CliRunner().invoke(app, ["demo", "--method", "offset", "--preset", "paper"], prog_name="uld-sdk")
+    assert outcome.exit_code == 2
+    assert "the demo of pairs has presets of its own\n  fix: leave --preset out" in outcome.stderr
 
 
 @needs_demo

@@ -53,9 +53,9 @@ def calibrate(
     Every answer is scored once and read once; the grid costs no request. A row without an answer is answered by the plain server
     first (greedy, at most `max_new_tokens`), and its shares are then what the client itself would do. `alphas`, `margins` (nats)
     and `filters` are lists, or text with commas; without them a default grid and the artifact's own values. Rule: the smallest
-    alpha, then the largest margin, with at least `forget_changed` of the forget answers changed among those with at least
-    `retain_identical` of the retain answers identical; where nothing meets it, nothing is written. `plot` is a .html, .svg or .png
-    file; `dry_run` writes nothing else. The other keywords are those of `UnlearnedClient`.
+    alpha, then the largest margin, then the smallest filter, with at least `forget_changed` of the forget answers changed among those
+    with at least `retain_identical` of the retain answers identical; where nothing meets it, nothing is written. `plot` is a .html,
+    .svg or .png file; `dry_run` writes nothing else. The other keywords are those of `UnlearnedClient`.
 
     Never give it the test set of an evaluation: what was chosen on a set cannot be judged on it. Name such sets as `apart_from`,
     and a hold-out that asks what they ask is refused, as one is that the assistant was trained on. Raises `UsageError`, `DataError`,

@@ -74,8 +74,8 @@ class CalibrationOptions:
 def calibrate(server: ServerOptions, options: CalibrationOptions, as_json: Json = False) -> None:
     """Choose alpha, margin and filter on hold-out rows, scored once; the rule and the values go into the manifest.
 
-    The smallest alpha, then the largest margin, that meets --forget-changed and --retain-identical. Exit code 1 where none does.
-    Never give the test set of an evaluation.
+    The smallest alpha, then the largest margin, then the smallest filter, that meet --forget-changed and --retain-identical.
+    Exit code 1 where none does. Never give the test set of an evaluation.
     """
     server.named()
     from uld_sdk.calibration.job import calibrate as run

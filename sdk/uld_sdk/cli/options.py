@@ -41,7 +41,7 @@ class ServerOptions:
     ] = None
     tokenizer: Annotated[
         str | None,
-        typer.Option("--tokenizer", help="The large model's, if not the assistant's: folder, GGUF file, hub name.", rich_help_panel=SERVER),
+        typer.Option("--tokenizer", help="The large model's tokenizer: folder, GGUF or tiktoken file, hub name.", rich_help_panel=SERVER),
     ] = None
     api_key: Annotated[
         str | None, typer.Option("--api-key", envvar="ULD_API_KEY", show_envvar=True, help="Key of the server.", rich_help_panel=SERVER)
@@ -93,7 +93,8 @@ class ClientOptions(ServerOptions):
         float | None, typer.Option("--margin", min=0.0, help="Dead zone in nats; 0 turns it off.", rich_help_panel=UNLEARNING)
     ] = None
     filter: Annotated[
-        float | None, typer.Option("--filter", help="Least share of the top probability for a candidate.", rich_help_panel=UNLEARNING)
+        float | None,
+        typer.Option("--filter", help="Least share of the top probability for a candidate; 0: off.", rich_help_panel=UNLEARNING),
     ] = None
     alignment: Annotated[
         str | None,

@@ -34,14 +34,15 @@ class TrainingOptions:
     retain: Annotated[str | None, typer.Option("--retain", help="What to keep, in the same forms.", rich_help_panel=DATA)] = None
     output: Annotated[str | None, typer.Option("--output", "-o", help="Folder to make.", rich_help_panel=RUN)] = None
     method: Annotated[
-        str | None, typer.Option("--method", help="uld: an assistant. offset: a pair. direct: the base itself.", rich_help_panel=MODEL)
+        str | None,
+        typer.Option("--method", help="uld, the default: an assistant; offset: a pair; direct: the base itself.", rich_help_panel=MODEL),
     ] = None
     preset: Annotated[
         str | None, typer.Option("--preset", help="gated, paper or release; direct; offset, offset-gated.", rich_help_panel=MODEL)
     ] = None
     objective: Annotated[
         str | None,
-        typer.Option("--objective", help="ga, npo, dpo or relabel, + none, gd or kl: npo+kl.", rich_help_panel=OBJECTIVE),
+        typer.Option("--objective", help="ga, npo, dpo or relabel, + none, gd or kl; npo+kl is the default.", rich_help_panel=OBJECTIVE),
     ] = None
     beta: Annotated[float | None, typer.Option("--beta", help="Of npo and dpo, per nat.", rich_help_panel=OBJECTIVE)] = None
     trainable: Annotated[
@@ -61,7 +62,10 @@ class TrainingOptions:
         typer.Option("--target-tokenizer", help="Of offset: the cache's tokenizer, if it is not the base's.", rich_help_panel=OBJECTIVE),
     ] = None
     start: Annotated[
-        str | None, typer.Option("--start", help="Of offset: a checkpoint for o' to start from.", rich_help_panel=OBJECTIVE)
+        str | None,
+        typer.Option(
+            "--start", help="Of offset: where the trained model o' begins, if not at the frozen o (--base).", rich_help_panel=OBJECTIVE
+        ),
     ] = None
     tail: Annotated[
         str | None, typer.Option("--tail", help="Of offset: truncate what is not reported, or complete it.", rich_help_panel=OBJECTIVE)
@@ -70,15 +74,22 @@ class TrainingOptions:
     layers: Annotated[int | None, typer.Option("--layers", min=1, help="Keep only the first layers.", rich_help_panel=MODEL)] = None
     rank: Annotated[int | None, typer.Option("--rank", min=1, help="Rank of the LoRA matrices.", rich_help_panel=MODEL)] = None
     lora_alpha: Annotated[int | None, typer.Option("--lora-alpha", min=1, help="Scale of the LoRA matrices.", rich_help_panel=MODEL)] = None
-    gate: Annotated[bool | None, typer.Option("--gate/--no-gate", help="A gate that stays shut elsewhere.", rich_help_panel=MODEL)] = None
+    gate: Annotated[
+        bool | None,
+        typer.Option("--gate/--no-gate", help="Train a gate that shuts the correction off outside the forget set.", rich_help_panel=MODEL),
+    ] = None
     weight: Annotated[float | None, typer.Option("--weight", help="Weight of the uniform or retain loss.", rich_help_panel=MODEL)] = None
     alpha: Annotated[float | None, typer.Option("--alpha", help="Strength of the correction.", rich_help_panel=MODEL)] = None
     trained_alpha: Annotated[
-        float | None, typer.Option("--trained-alpha", help="That of a pair in training, if another.", rich_help_panel=OBJECTIVE)
+        float | None,
+        typer.Option(
+            "--trained-alpha", help="Of offset: the alpha to train with, where --alpha is for answering.", rich_help_panel=OBJECTIVE
+        ),
     ] = None
     margin: Annotated[float | None, typer.Option("--margin", min=0.0, help="Dead zone in nats.", rich_help_panel=MODEL)] = None
     filter: Annotated[
-        float | None, typer.Option("--filter", help="Least share of the top probability that a candidate needs.", rich_help_panel=MODEL)
+        float | None,
+        typer.Option("--filter", help="Least share of the top probability that a candidate needs; 0: off.", rich_help_panel=MODEL),
     ] = None
     chat_template: Annotated[
         bool | None, typer.Option("--chat-template/--no-chat-template", help="Render rows by the base's template.", rich_help_panel=DATA)
@@ -89,10 +100,16 @@ class TrainingOptions:
     ] = None
     steps: Annotated[int | None, typer.Option("--steps", min=0, help="Optimiser steps.", rich_help_panel=RUN)] = None
     epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data.", rich_help_panel=RUN)] = None
-    min_steps: Annotated[int | None, typer.Option("--min-steps", min=1, help="Fewest, whatever the epochs.", rich_help_panel=RUN)] = None
+    min_steps: Annotated[
+        int | None, typer.Option("--min-steps", min=1, help="Fewest steps, however few the epochs make.", rich_help_panel=RUN)
+    ] = None
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Rows a step.", rich_help_panel=RUN)] = None
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Its highest value.", rich_help_panel=RUN)] = None
-    gate_rate: Annotated[float | None, typer.Option("--gate-rate", help="Of the gate; else as the rest.", rich_help_panel=RUN)] = None
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", help="Highest learning rate; --schedule says how it falls.", rich_help_panel=RUN)
+    ] = None
+    gate_rate: Annotated[
+        float | None, typer.Option("--gate-rate", help="Learning rate of the gate; else --learning-rate.", rich_help_panel=RUN)
+    ] = None
     schedule: Annotated[str | None, typer.Option("--schedule", help="constant, linear, cosine.", rich_help_panel=RUN)] = None
     weight_decay: Annotated[float | None, typer.Option("--weight-decay", min=0.0, help="Of AdamW.", rich_help_panel=RUN)] = None
     clip: Annotated[
@@ -112,7 +129,10 @@ class TrainingOptions:
         ),
     ] = None
     max_seconds: Annotated[float | None, typer.Option("--max-seconds", min=0.0, help="Stop after this time.", rich_help_panel=RUN)] = None
-    checkpoint_every: Annotated[int | None, typer.Option("--checkpoint-every", min=1, help="Steps.", rich_help_panel=RUN)] = None
+    checkpoint_every: Annotated[
+        int | None,
+        typer.Option("--checkpoint-every", min=1, help="Steps between two checkpoints; else a quarter of the run.", rich_help_panel=RUN),
+    ] = None
     resume: Annotated[bool | None, typer.Option("--resume", help="Go on from the last checkpoint.", rich_help_panel=RUN)] = None
     overwrite: Annotated[bool | None, typer.Option("--overwrite", help="Replace the output folder.", rich_help_panel=RUN)] = None
     progress: Annotated[bool | None, typer.Option("--progress/--no-progress", help="Bar on stderr.", rich_help_panel=RUN)] = None

@@ -10,7 +10,10 @@ from uld_sdk.evaluation.rouge import mean, rouge_l_recall
 
 @dataclass(frozen=True)
 class TokenStep:
-    """One token of an answer: what the remote wanted there, the gate c, and the peak max(log p_a - log u) in nats."""
+    """One token of an answer: what the remote wanted there, the gate c, and the peak in nats.
+
+    The peak is max(log p_a - log u) of an assistant, max c |log p_o' - log p_o| of a pair.
+    """
 
     text: str
     remote: str
@@ -22,7 +25,7 @@ class TokenStep:
 
 @dataclass(frozen=True)
 class Answered:
-    """A question with its answer before (the plain remote) and after (through the assistant).
+    """A question with its answer before (the plain remote) and after (through the assistant or the pair).
 
     Seconds are wall clock; `plain_seconds` is None where the plain remote was not timed beside it.
     """

@@ -105,7 +105,7 @@ def training_curves(history: Sequence[dict[str, float]]) -> str:
 
 
 def gate_along(rows: Sequence[dict[str, Any]], margin: float) -> str:
-    """Gate c (line, 0 to 1) and peak max(log p_a - log u) in nats (bars) at each token of a few answers, one panel each."""
+    """Gate c (line, 0 to 1) and peak in nats (bars; see `TokenStep`) at each token of a few answers, one panel each."""
     figure, panels = _figure(10.6, 2.5 * len(rows), nrows=len(rows), squeeze=False)
     for (axis,), row in zip(panels, rows, strict=True):
         steps = row["steps"]
@@ -156,7 +156,7 @@ def requests_and_latency(rows: Sequence[dict[str, Any]]) -> str:
     longest = max((max(row["plain_seconds"], row["seconds"]) for row in timed), default=1.0)
     right.plot([0, longest], [0, longest], color="#9aa5b1", linewidth=0.9, linestyle="--", label="same time")
     right.set_xlabel("plain remote (s)", fontsize=9)
-    right.set_ylabel("with the assistant (s)", fontsize=9)
+    right.set_ylabel("unlearned (s)", fontsize=9)
     right.legend(fontsize=8, frameon=False)
     return uri(figure)
 
