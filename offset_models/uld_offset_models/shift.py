@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from uld_adapters.errors import MalformedAnswer, UsageError
 from uld_adapters.logprobs import TopLogprobs
@@ -172,6 +172,13 @@ def reported(top: TopLogprobs) -> Ensemble:
     return Ensemble(top.ids, top.logprobs, 0.0, top.tail_mass, top.ceiling, 0.0)
 
 
+def unreported(ids: Int[np.ndarray, " k"], rows: int) -> Bool[np.ndarray, " rows"]:
+    """Which rows of the vocabulary are not among the ids of K, of which some may be padding."""
+    outside = np.ones(rows, dtype=bool)
+    outside[ids[ids < rows]] = False
+    return outside
+
+
 def ensemble(top: TopLogprobs, shift: Float[np.ndarray, " rows"], ratio: float) -> Ensemble:
     """q(y|x) = p_M(y|x) * exp(g(y)) / Z on F = {y in K : log p_M(y) >= max log p_M + ln r}, 0 elsewhere.
 
@@ -186,8 +193,7 @@ def ensemble(top: TopLogprobs, shift: Float[np.ndarray, " rows"], ratio: float) 
     kept = logprobs >= floor
     score = logprobs[kept] + shift[ids[kept]]
     log_z = logsumexp(score)
-    outside = np.ones(shift.size, dtype=bool)
-    outside[ids] = False
+    outside = unreported(top.ids, shift.size)
     least = max((float(logprobs[-1]), *top.neutral))
     inside = top.complete or least < floor or not outside.any()
     highest = 0.0 if inside else float(shift[outside].max())

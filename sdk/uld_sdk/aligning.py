@@ -52,8 +52,8 @@ def align(tokenizer: Any, small: Any, *, fingerprint: str, wanted: Wanted = "aut
         return _said(Aligned(kind, gather(theirs, ours)))
     require_bytes(theirs, ours)
     mode = "path" if kind == "path" else "bridge" if wanted == "auto" else wanted
-    why = f"it is not known how {theirs.name or 'the large model'} splits text: pass tokenizer=..." if theirs.closed else ""
-    return _said(bridged(mode, theirs, ours), why or "alignment='path' reads one spelling a token")
+    closed = f"it is not known how {theirs.name or 'the large model'} splits text: pass tokenizer=..."
+    return _said(bridged(mode, theirs, ours), why=closed if theirs.closed else "alignment='path' reads one spelling a token")
 
 
 def bridged(mode: str, remote: Vocabulary, small: Vocabulary) -> Aligned:

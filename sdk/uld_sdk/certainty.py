@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from uld_adapters.logprobs import TopLogprobs
-from uld_offset_models.shift import Bounds
+from uld_offset_models.shift import Bounds, unreported
 from uld_sdk.sampling import Sampling
 from uld_sdk.verify import Verdict
 
@@ -18,8 +18,15 @@ def shifted_bound(top: TopLogprobs, ends: Bounds, shift: Float[np.ndarray, " row
 
     With weights w = p_M exp(g) a token has at most w_high / (w_high + the others' w_low), and at least w_low / (w_low + their w_high).
     """
-    ids, low, high, mid = _scores(top, ends, shift, ratio)
-    if not ids.size:
+    _, low, high, mid = _scores(top, ends, shift, ratio)
+    return _spread(low, high, mid, temperature)
+
+
+def _spread(
+    low: Float[np.ndarray, " kept"], high: Float[np.ndarray, " kept"], mid: Float[np.ndarray, " kept"], temperature: float
+) -> float:
+    """Total variation, at most, between the distribution of scores `mid` in nats and that of any scores between `low` and `high`."""
+    if not mid.size:
         return 0.0
     lows, highs = (np.exp((scores - high.max()) / temperature) for scores in (low, high))
     mids = np.exp((mid - mid.max()) / temperature)
@@ -54,8 +61,7 @@ def _scores(top: TopLogprobs, ends: Bounds, shift: np.ndarray, ratio: float) -> 
 def _outside(top: TopLogprobs, high: Float[np.ndarray, " rows"], ratio: float) -> tuple[float, float]:
     """The mass of the unreported tokens and the largest shift in nats that one of them may have; 0 and -inf where all of F is reported."""
     floor = top.logprobs[0] + np.log(ratio) if ratio > 0 else -np.inf
-    outside = np.ones(high.size, dtype=bool)
-    outside[top.ids[top.ids < high.size]] = False
+    outside = unreported(top.ids, high.size)
     if top.complete or top.ceiling < floor or not outside.any():
         return 0.0, -np.inf
     return top.tail_mass, float(high[outside].max())
@@ -97,7 +103,7 @@ def widened(
     _, low, high, mid = _scores(top, ends, shift, ratio)
     if (high <= low).all():
         return verdict
-    more = shifted_bound(top, ends, shift, ratio, temperature=temperature)
+    more = _spread(low, high, mid, temperature)
     if sampling.greedy:
         best = int(mid.argmax())
         mass, shift_beyond = _outside(top, ends[1], ratio)

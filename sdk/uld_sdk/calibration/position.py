@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 
 from uld_adapters.errors import MalformedAnswer
 from uld_adapters.logprobs import TopLogprobs
-from uld_offset_models.shift import Bounds, Rule, SmallReading
+from uld_offset_models.shift import Bounds, Rule, SmallReading, unreported
 
 _NEVER = -1e4  # nats of change that no token has: none can win with it
 
@@ -88,8 +88,7 @@ def kept_position(top: TopLogprobs, reading: SmallReading, rule: Rule, *, label:
         inside = logprobs >= logprobs[real][0] + np.log(rule.filter)
         ids, logprobs, real = ids[inside], logprobs[inside], real[inside]
     known = np.sort(ids[real])
-    outside = np.ones(rows, dtype=bool)
-    outside[known] = False
+    outside = unreported(ids, rows)
     kept, more = known, np.empty((len(columns), 0))
     tail = np.empty(0)
     if not top.complete and known.size < rows:
