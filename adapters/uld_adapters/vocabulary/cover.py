@@ -10,7 +10,6 @@ from jaxtyping import Int
 from uld_adapters.errors import TokenizerMismatch
 from uld_adapters.vocabulary.bpe import Bpe
 from uld_adapters.vocabulary.index import TokenIndex
-from uld_adapters.vocabulary.spelling import cuts
 from uld_adapters.vocabulary.tokens import Vocabulary
 from uld_adapters.vocabulary.words import completions, unfinished, whole
 
@@ -63,7 +62,7 @@ class Covers:
         self._splits: dict[bytes, tuple[Split, ...]] = {}
         self._overhangs: dict[bytes, tuple[Overhang, ...]] = {}
         self._paths: dict[bytes, tuple[tuple[int, ...], ...]] = {}
-        self._sealed: dict[bytes, bool] = {}
+        self._sealed: dict[bytes, dict[bytes, bool]] = {}
         self._onward: tuple[bytes, dict[bytes, tuple[list[tuple[int, ...]], list[Overhang]]]] = (b"", {})
         self._fits: dict[bytes, Int[np.ndarray, " n"]] = {}
         self._matrix = np.frombuffer(b"".join(t[:_WIDE].ljust(_WIDE, b"\0") for t in self.tokens), dtype=np.uint8).reshape(-1, _WIDE)
@@ -106,7 +105,8 @@ class Covers:
         shared = next((i for i, column in enumerate(zip(*covers, strict=False)) if len(set(column)) > 1), min(map(len, covers)))
         size = sum(len(self.tokens[i]) for i in covers[0][:shared])
         rest = tail[size:]
-        if not size or cuts(self.spelling.split(rest)) != {at - size for at in cuts(self.spelling.split(tail)) if at >= size}:
+        (before,), (after,) = self.spelling.cuts(tail), self.spelling.cuts(rest)
+        if not size or set(after) != {at - size for at in before if at >= size}:
             return (), tail
         return covers[0][:shared], rest
 
@@ -158,7 +158,7 @@ class Covers:
         open_ = unfinished(tail)
         known = tail[: len(tail) - open_]
         probes = [char + more for char in completions(tail[-open_:]) for more in _BEYOND] if open_ else _PROBES
-        found = [tuple(sorted(at for at in cuts(self.spelling.split(known, probe)) if at <= len(known))) for probe in probes]
+        found = self.spelling.cuts(known, probes)
         if open_ and known:  # patterns may name single characters, so that no sample of them tells whether one is cut off
             found += [(*split, len(known)) if split[-1] < len(known) else split[:-1] for split in found]
         return tuple(dict.fromkeys(found))
@@ -180,7 +180,8 @@ class Covers:
         """Whether a tail and the bytes that follow it are spelled apart, whatever comes after them."""
         if self.spelling.words is not whole:
             near = data[:_NEAR] if data[:_NEAR].isascii() else data
-            return remembered(self._sealed, tail + b"\xff" + near, lambda: self._cut_between(tail, near))
+            known = remembered(self._sealed, tail, dict)
+            return remembered(known, near, lambda: self._cut_between(tail, near))
         for overhang in self.overhangs(tail):
             rest = tail[overhang.at :]
             for low, high in self.index.touching(rest + data):
@@ -194,9 +195,9 @@ class Covers:
         open_ = unfinished(data)
         known = tail + data[: len(data) - open_]
         if data[:1] in b" \n" and data[1:2].isalpha() and data.isascii():  # a letter after a space: nothing moves the cut before both
-            return len(tail) in cuts(self.spelling.split(known))
+            return self.spelling.divided(known, len(tail))
         probes = [char + more for char in completions(data[-open_:]) for more in _BEYOND] if open_ else _AFTER
-        return all(len(tail) in cuts(self.spelling.split(known, probe)) for probe in probes)
+        return self.spelling.divided(known, len(tail), probes)
 
 
 def remembered(kept: dict[bytes, T], key: bytes, make: Callable[[], T]) -> T:

@@ -1,13 +1,14 @@
 """How a tokenizer spells a text: it cuts it into words, and each word into tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from uld_adapters.vocabulary.words import Words, readable
+from uld_adapters.vocabulary.words import Pattern, Words, readable
 
 
 class Speller(Protocol):
@@ -70,31 +71,33 @@ class Spelling:
                 ids += self.speller.spell(word, ended=False)
         return tuple(ids)
 
-    def split(self, data: bytes, then: str = "") -> list[bytes]:
-        """The words of a text as bytes; `then` is what follows it, and stands in the last of them."""
+    def split(self, data: bytes) -> list[bytes]:
+        """The words of a text as bytes."""
+        (places,) = self.cuts(data)
+        return [data[begin:end] for begin, end in pairwise(places)]
+
+    def cuts(self, data: bytes, following: Sequence[str] = ("",)) -> list[tuple[int, ...]]:
+        """Where words of a text begin and end, as offsets in bytes, for each of the texts that may follow it."""
         text, widths = readable(data)
-        words = self.words(text + then)
-        if then:
-            widths = widths + [len(c.encode()) for c in then]
-        whole = data + then.encode()
-        if len(words) == 1:
-            return [whole]
-        pieces, at, begin = [], 0, 0
-        for word in words:
-            at += len(word)
-            end = at if len(widths) == len(whole) else begin + sum(widths[at - len(word) : at])
-            pieces.append(whole[begin:end])
-            begin = end
-        return pieces
+        ends = None if len(text) == len(data) else list(accumulate(widths))
+        found = []
+        for then in following:
+            places, at = [0], 0
+            for word in self.words(text + then):
+                at += len(word)
+                if at > len(text):
+                    break
+                places.append(at if ends is None else ends[at - 1])
+            found.append(tuple(places))
+        return found
 
-
-def cuts(words: list[bytes]) -> set[int]:
-    """Where words begin and end, as offsets in bytes."""
-    at, found = 0, {0}
-    for word in words:
-        at += len(word)
-        found.add(at)
-    return found
+    def divided(self, data: bytes, at: int, following: Sequence[str] = ("",)) -> bool:
+        """Whether a word begins at the byte `at` inside a text, whichever of the texts follows it."""
+        if not isinstance(self.words, Pattern):
+            return all(at in places for places in self.cuts(data, following))
+        text, widths = readable(data)
+        ends = list(accumulate(widths))
+        return at in ends and all(self.words.divides(text + then, ends.index(at) + 1) for then in following)
 
 
 def plain(tokens: Mapping[int, bytes]) -> dict[bytes, int]:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from uld_adapters.vocabulary.cover import Covers, Overhang
 from uld_adapters.vocabulary.outcome import NONE, Outcomes
@@ -41,14 +42,27 @@ class Tally:
     `leaves` are the open leaves with their weight.
     """
 
-    models: int
-    yes: Float[np.ndarray, " models"] = field(init=False)
-    now: Float[np.ndarray, " models"] = field(init=False)
-    may: Float[np.ndarray, " models"] = field(init=False)
+    yes: Float[np.ndarray, " models"]
+    now: Float[np.ndarray, " models"]
+    may: Float[np.ndarray, " models"]
     leaves: list[tuple[float, Path]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.yes, self.now, self.may = (np.zeros(self.models) for _ in range(3))
+    @classmethod
+    def empty(cls, models: int) -> Self:
+        """Nothing counted yet."""
+        return cls(*np.zeros((3, models)))
+
+
+@dataclass
+class Tallies:
+    """Tallies of many events side by side: `mass` are yes, now and may of each, shape (3, events, models)."""
+
+    mass: Float[np.ndarray, "3 events models"]
+    leaves: list[tuple[float, Path]] = field(default_factory=list)
+
+    def of(self, at: int) -> Tally:
+        """The tally of one event, which counts into the whole."""
+        return Tally(*self.mass[:, at], self.leaves)
 
 
 class Weigher:
@@ -92,27 +106,37 @@ class Weigher:
     def node(self, event: Event, path: Path, more: bytes, tally: Tally, *, without: Int[np.ndarray, " n"] | None = None) -> None:
         """All texts after a path whose row is known."""
         hit = self.outcomes.hitters(event.tail, event.pending + more)
-        chances = self.rows[path][:, hit]
-        mass = self._sum(chances)
+        mass, heavy = self._looked(path, hit)
         now = event.judge(self.outcomes, more)[0]
-        if now:
-            more_without = [hit] if without is None else [hit, without]
-            self.others(path, more_without, mass if without is None else mass + self._sum(self.rows[path][:, without]), tally)
-        self._singly(event, path, hit, chances, mass, more, 0, tally, rest=tally.now if now and event.token is None else tally.may)
+        if now and without is None:
+            self.others(path, [hit], mass, tally)
+        elif now:
+            self.others(path, [hit, without], mass + self._sum(self.rows[path][:, without]), tally)
+        self._singly(event, path, hit, heavy, mass, more, 0, tally, rest=tally.now if now and event.token is None else tally.may)
+
+    def _looked(self, path: Path, ids: Int[np.ndarray, " n"]) -> tuple[Float[np.ndarray, " models"], list[int]]:
+        """The mass of tokens after a path, and which of them have the mass `least`."""
+        row, index = self.rows[path], self.small.index
+        least = self.least / max(float(self.weight(path)[:-1].max()), self.least)
+        if ids is index.ids:  # all that can be spelled: the others are fewer to add up
+            heavy = np.flatnonzero(_any(row >= least))
+            return 1 - self._sum(row[:, index.others]), heavy[index.here[heavy]].tolist()
+        chances = row[:, ids]
+        return self._sum(chances), ids[_any(chances >= least)].tolist()
 
     def others(self, path: Path, without: Sequence[Int[np.ndarray, " n"]], mass: Float[np.ndarray, " models"], tally: Tally) -> None:
         """Count all tokens after a path but some, of this mass there, for certain."""
         tally.yes += self.weight(path) * np.maximum(1.0 - mass, 0.0)
 
     def group(
-        self, path: Path, ids: Int[np.ndarray, " n"], heavy: Int[np.ndarray, " few"], tally: Tally, rest: Float[np.ndarray, " models"]
+        self, path: Path, ids: Int[np.ndarray, " n"], heavy: Sequence[int], tally: Tally, rest: Float[np.ndarray, " models"]
     ) -> None:
-        """Told of tokens after a path: those at the places `heavy` are looked at one by one, the others were counted to `rest`."""
+        """Told of tokens after a path: the `heavy` ones are looked at one by one, the others were counted to `rest`."""
 
     def _sum(self, chances: Float[np.ndarray, "rows n"]) -> Float[np.ndarray, " models"]:
         """The mass of tokens by model."""
         found = np.empty(self.models)
-        chances.sum(1, dtype=np.float64, out=found[:-1])
+        np.add.reduce(chances, 1, np.float64, found[:-1])
         found[-1] = chances.shape[1] / self.size
         return found
 
@@ -129,15 +153,15 @@ class Weigher:
             tally.may[:-1] += weight[:-1]
             tally.may[-1] += weight[-1] * len(ids) / self.size
             return
-        chances = self.rows[path][:, ids]
-        self._singly(event, path, ids, chances, self._sum(chances), more, skip, tally, rest=tally.may)
+        mass, heavy = self._looked(path, ids)
+        self._singly(event, path, ids, heavy, mass, more, skip, tally, rest=tally.may)
 
     def _singly(
         self,
         event: Event,
         path: Path,
         ids: Int[np.ndarray, " n"],
-        chances: Float[np.ndarray, "rows n"],
+        heavy: Sequence[int],
         mass: Float[np.ndarray, " models"],
         more: bytes,
         skip: int,
@@ -145,16 +169,14 @@ class Weigher:
         *,
         rest: Float[np.ndarray, " models"],
     ) -> None:
-        weight = self.weight(path)
-        rest += weight * mass
-        heavy = np.flatnonzero((chances.max(0) if len(chances) > 1 else chances[0]) >= self.least / max(weight[:-1].max(), self.least))
-        for at in heavy.tolist():
-            each = weight * np.append(chances[:, at], 1 / self.size)
+        """Count tokens of the mass `mass` after a path to `rest`, but look at the heavy ones of them."""
+        rest += self.weight(path) * mass
+        for token in heavy:
+            each = self.weight((*path, token))
             rest -= each
-            token = int(ids[at])
             self.leaf(event, (*path, token), more + self.small.tokens[token][skip:], each, tally)
         self.group(path, ids, heavy, tally, rest)
-        if heavy.size:
+        if heavy:
             np.maximum(rest, 0.0, out=rest)
 
     def leaf(self, event: Event, path: Path, more: bytes, weight: Float[np.ndarray, " models"], tally: Tally) -> None:
@@ -179,3 +201,7 @@ class Weigher:
         else:
             tally.may += weight
         tally.leaves.append((float(weight[:-1].max()), path))
+
+
+def _any(found: Bool[np.ndarray, "rows n"]) -> Bool[np.ndarray, " n"]:
+    return found[0] if len(found) == 1 else np.logical_or.reduce(found, 0)

@@ -13,7 +13,7 @@ from uld_adapters.vocabulary import formats
 from uld_adapters.vocabulary.control import Role, roles, template_end
 from uld_adapters.vocabulary.rank_files import tiktoken_parts
 from uld_adapters.vocabulary.spelling import Spelling
-from uld_adapters.vocabulary.words import by_pattern, whole
+from uld_adapters.vocabulary.words import Pattern, whole
 
 # Text on which tokenizers are compared by segmentation: prose, code, digits, contractions, CJK, emoji, marks, chat markup.
 CORPUS = (
@@ -147,7 +147,7 @@ class Vocabulary:
 
     @classmethod
     def _ranked(cls, tokens: tuple[bytes, ...], order: Sequence[int], cut: str | None, names: Mapping[int, str], name: str) -> "Vocabulary":
-        spelling = formats.ranked_spelling(tokens, order, whole if cut is None else by_pattern(cut))
+        spelling = formats.ranked_spelling(tokens, order, whole if cut is None else Pattern(cut))
         return cls._spelled(tokens, names, spelling, (), name)
 
     @classmethod
@@ -197,7 +197,7 @@ class Vocabulary:
         if order is None:
             mark = _fingerprint(tokens, frozenset(control), lambda text: [])
             return cls(tokens, frozenset(control), mark, control, name=name)
-        spelling = formats.ranked_spelling(tokens, order, whole if pattern is None else by_pattern(pattern))
+        spelling = formats.ranked_spelling(tokens, order, whole if pattern is None else Pattern(pattern))
         known = {data for data in spelling.speller.atoms}  # type: ignore[attr-defined]  # ranked spellings are BPE
         told = [text for text in CORPUS if all(bytes([byte]) in known for byte in text.encode())]
         mark = _fingerprint(tokens, frozenset(control), lambda text: list(spelling.encode(text.encode())) if text in told else [])
