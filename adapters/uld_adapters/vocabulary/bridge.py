@@ -64,6 +64,7 @@ class Bridge:
         self.control = matched(remote.roles, small.roles, remote.tokens, small.tokens)
         self.rows = small.rows
         self.templates = Templates(self.outcomes, self.small, self.rows)
+        self._neutral = np.fromiter(map(self._unmatched, range(remote.rows)), dtype=bool, count=remote.rows)
         self._kept: _Known | None = None
         counterparts = set(self.control.values())
         self.void = np.array([i for i in sorted(small.control) if i not in counterparts], dtype=np.int64)
@@ -166,13 +167,17 @@ class Bridge:
         sure, likely = place_tally.yes[:, None], (place_tally.yes + place_tally.now)[:, None]
         most = likely + place_tally.may[:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
-            shares = [np.nan_to_num(part) for part in (now / np.maximum(likely, now), lower / most, upper / np.maximum(sure, upper))]
-        neutral = np.array([self.neutral(token) for token in candidates], dtype=bool)
+            shares = np.stack([now / np.maximum(likely, now), lower / most, upper / np.maximum(sure, upper)])
+        shares[np.isnan(shares)] = 0.0
+        neutral = self._neutral[list(candidates)]
         leaves = sorted(place_tally.leaves + tallies.leaves, reverse=True)
-        return Shares(shares[0], shares[1], shares[2], neutral, tuple(leaves), tuple(standing))
+        return Shares(*shares, neutral, tuple(leaves), tuple(standing))
 
     def neutral(self, token: int) -> bool:
         """Whether a token of the remote has no counterpart in the small model's tokens."""
+        return bool(self._neutral[token])
+
+    def _unmatched(self, token: int) -> bool:
         if token in self.remote.vocabulary.control:
             return token not in self.control
         data = self.remote.tokens[token]
@@ -182,9 +187,12 @@ class Bridge:
         """Count the mass of texts in which a token of the remote begins at the end of the prefix; where the models stand then."""
         event = Event(self._theirs(place), place.pending, None)
         standing: list[tuple[Path, Float[np.ndarray, " models"]]] = []
+        counted = np.zeros(weigher.models)
 
         def stands(path: Path) -> None:
-            standing.append((path, tally.yes + tally.now - sum((weight for _, weight in standing), start=np.zeros(weigher.models))))
+            nonlocal counted
+            before, counted = counted, tally.yes + tally.now
+            standing.append((path, counted - before))
 
         for path in self.small.paths(place.tail):
             weigher.node(event, path, b"", tally, without=self.void)

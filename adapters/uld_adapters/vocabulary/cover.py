@@ -64,6 +64,7 @@ class Covers:
         self._paths: dict[bytes, tuple[tuple[int, ...], ...]] = {}
         self._sealed: dict[bytes, dict[bytes, bool]] = {}
         self._onward: tuple[bytes, dict[bytes, tuple[list[tuple[int, ...]], list[Overhang]]]] = (b"", {})
+        self._beyond: dict[bytes, Int[np.ndarray, " n"]] = {}
         self._fits: dict[bytes, Int[np.ndarray, " n"]] = {}
         self._matrix = np.frombuffer(b"".join(t[:_WIDE].ljust(_WIDE, b"\0") for t in self.tokens), dtype=np.uint8).reshape(-1, _WIDE)
 
@@ -85,9 +86,9 @@ class Covers:
         begin = 0
         for cut in split:
             if begin < cut <= end:
-                ids += self.spelling.speller.spell(tail[begin:cut])
+                ids += self.spelling.word(tail[begin:cut], ended=True)
                 begin = cut
-        word = self.spelling.speller.spell(tail[begin:end], ended=False) if begin < end else ()
+        word = self.spelling.word(tail[begin:end], ended=False) if begin < end else ()
         return (*ids, *word), word
 
     def advance(self, tail: bytes) -> tuple[tuple[int, ...], bytes]:
@@ -118,7 +119,7 @@ class Covers:
         found: dict[tuple[tuple[int, ...], int], Int[np.ndarray, " n"]] = {}
         splits, begin = self.splits(tail), max(self._certain(tail), len(tail) - self.index.longest + 1)
         for at in range(begin, len(tail)):
-            ids = self.index.beyond(tail[at:])
+            ids = remembered(self._beyond, tail[at:], lambda rest=tail[at:]: self.index.beyond(rest))
             if not ids.size:
                 continue
             for split in dict.fromkeys(tuple(cut for cut in split if cut <= at) for split in splits):
@@ -140,7 +141,7 @@ class Covers:
         """The bytes that tokens, all longer than `at`, have there."""
         if at >= _WIDE:
             return {self.tokens[i][at] for i in ids.tolist()}
-        return set(np.unique(self._matrix[ids, at]).tolist())
+        return set(np.bincount(self._matrix[ids, at]).nonzero()[0].tolist())
 
     def _certain(self, tail: bytes) -> int:
         """The last place before the end where a word begins whatever follows."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Bool, Int
 
-from uld_adapters.vocabulary.words import Pattern, Words, readable
+from uld_adapters.vocabulary.words import Neighbours, Pattern, Words, readable
 
 
 class Speller(Protocol):
@@ -53,23 +53,24 @@ class Spelling:
     words: Words
     speller: Speller
     start: bytes = b""
-    _known: dict[bytes, tuple[int, ...]] = field(default_factory=dict)
+    _words: dict[tuple[bytes, bool], tuple[int, ...]] = field(default_factory=dict)
 
     def encode(self, data: bytes, *, ended: bool = True) -> tuple[int, ...]:
         """The ids of a text; `ended` says that no more of its last word will come."""
         ids: list[int] = []
         words = self.split(data)
         for number, word in enumerate(words):
-            if ended or number + 1 < len(words):
-                known = self._known.get(word)
-                if known is None:
-                    if len(self._known) > 200_000:
-                        self._known.clear()
-                    known = self._known[word] = self.speller.spell(word)
-                ids += known
-            else:
-                ids += self.speller.spell(word, ended=False)
+            ids += self.word(word, ended=ended or number + 1 < len(words))
         return tuple(ids)
+
+    def word(self, word: bytes, *, ended: bool) -> tuple[int, ...]:
+        """The ids of a word; `ended` says that no more of it will come."""
+        found = self._words.get((word, ended))
+        if found is None:
+            if len(self._words) > 200_000:
+                self._words.clear()
+            found = self._words[word, ended] = self.speller.spell(word, ended=ended)
+        return found
 
     def split(self, data: bytes) -> list[bytes]:
         """The words of a text as bytes."""
@@ -93,7 +94,7 @@ class Spelling:
 
     def divided(self, data: bytes, at: int, following: Sequence[str] = ("",)) -> bool:
         """Whether a word begins at the byte `at` inside a text, whichever of the texts follows it."""
-        if not isinstance(self.words, Pattern):
+        if not isinstance(self.words, Pattern | Neighbours):
             return all(at in places for places in self.cuts(data, following))
         text, widths = readable(data)
         ends = list(accumulate(widths))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -15,8 +15,7 @@ LEAST = 1e-3  # share of a position below which a spelling is not looked at by i
 CROWD = 256  # nor are so many tokens in one place
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """That the token `token` of the remote begins where `tail` ends, or (None) that any does.
 
     The small model's text is the remote's without the bytes `pending` at its start.
@@ -98,10 +97,14 @@ class Weigher:
             self._weights[path] = found = found * self.weight(path[:-1])
         return found
 
+    def _most(self, path: Path) -> float:
+        """The largest probability of a path under any of the models."""
+        return most(self.weight(path))
+
     def heavy(self, path: Path) -> bool:
         """Whether a path may have the mass `least`, as far as the rows tell."""
         known = next((size for size in range(len(path)) if path[:size] not in self.rows), len(path))
-        return bool(self.weight(path[:known])[:-1].max() >= self.least)
+        return self._most(path[:known]) >= self.least
 
     def node(self, event: Event, path: Path, more: bytes, tally: Tally, *, without: Int[np.ndarray, " n"] | None = None) -> None:
         """All texts after a path whose row is known."""
@@ -117,7 +120,7 @@ class Weigher:
     def _looked(self, path: Path, ids: Int[np.ndarray, " n"]) -> tuple[Float[np.ndarray, " models"], list[int]]:
         """The mass of tokens after a path, and which of them have the mass `least`."""
         row, index = self.rows[path], self.small.index
-        least = self.least / max(float(self.weight(path)[:-1].max()), self.least)
+        least = self.least / max(self._most(path), self.least)
         if ids is index.ids:  # all that can be spelled: the others are fewer to add up
             heavy = np.flatnonzero(_any(row >= least))
             return 1 - self._sum(row[:, index.others]), heavy[index.here[heavy]].tolist()
@@ -146,10 +149,10 @@ class Weigher:
             known = next(size for size in range(len(path) + 1) if path[:size] not in self.rows)
             weight = self.weight(path[:known])
             tally.may += weight
-            tally.leaves.append((float(weight[:-1].max()), path))
+            tally.leaves.append((most(weight), path))
             return
         weight = self.weight(path)
-        if self.least >= LEAST and (len(ids) > CROWD or weight[:-1].max() < self.least):
+        if self.least >= LEAST and (len(ids) > CROWD or self._most(path) < self.least):
             tally.may[:-1] += weight[:-1]
             tally.may[-1] += weight[-1] * len(ids) / self.size
             return
@@ -200,7 +203,13 @@ class Weigher:
             tally.now[-1] -= weight[-1] * (1 - hit)
         else:
             tally.may += weight
-        tally.leaves.append((float(weight[:-1].max()), path))
+        tally.leaves.append((most(weight), path))
+
+
+def most(weight: Float[np.ndarray, " models"]) -> float:
+    """The largest of a mass by model, without the uniform one's."""
+    found: float = max(weight.tolist()[:-1])
+    return found
 
 
 def _any(found: Bool[np.ndarray, "rows n"]) -> Bool[np.ndarray, " n"]:

@@ -7,51 +7,52 @@ from jaxtyping import Bool, Int
 
 from uld_adapters.vocabulary.cover import Covers
 from uld_adapters.vocabulary.outcome import Outcomes
-from uld_adapters.vocabulary.tally import CROWD, Event, Tallies, Weigher
+from uld_adapters.vocabulary.tally import CROWD, Event, Tallies, Weigher, most
 
 Path = tuple[int, ...]
-_UNKNOWN, _NONE = -2, -1
+_YES, _NOW, _MAY, _NEVER = range(4)
 
 
 class Templates:
     """How the remote's tokens are weighed after a place at which tokens of both sides end for certain, a row a token.
 
-    `exact` is the small model's token that spells it (a token that takes several pieces has none). `beside` are the tokens that begin
-    with it, unless these are a `crowd`, and the first ones of other spellings; `share` is that of all of them in the small vocabulary.
-    `hit` is the share of those after which the outcome may be another.
+    `exact` is the small model's token that spells it (a token that takes several pieces has none), and `kind` what its mass counts
+    to. `beside` are the tokens that begin with it, unless these are a `crowd`, and the first ones of other spellings; `share` is that
+    of all of them in the small vocabulary, and `free` that of the tokens after which an outcome that holds for now does so for certain.
     """
 
     def __init__(self, outcomes: Outcomes, small: Covers, size: int) -> None:
         self.outcomes, self.small, self.size = outcomes, small, size
         count = len(outcomes.remote.tokens)
-        self.exact = np.full(count, _UNKNOWN)
-        self.now, self.certain, self.crowd = np.zeros((3, count), dtype=bool)
-        self.hit, self.share = np.zeros((2, count))
+        self.exact, self.kind, self.crowd = np.zeros(count, dtype=np.int64), np.full(count, _NEVER), np.zeros(count, dtype=bool)
+        self.share, self.free = np.zeros((2, count))
+        self._made: dict[int, bool] = {}
         self.beside: dict[int, Int[np.ndarray, " n"]] = {}
 
     def has(self, token: int) -> bool:
         """Whether a token has a template, which is made when first asked for."""
-        if self.exact[token] == _UNKNOWN:
-            self._make(token)
-        return bool(self.exact[token] != _NONE)
+        if token not in self._made:
+            self._made[token] = self._make(token)
+        return self._made[token]
 
-    def _make(self, token: int) -> None:
-        self.exact[token] = _NONE
+    def _make(self, token: int) -> bool:
         data = self.outcomes.remote.tokens[token]
         if not data or self.small.written(data) != data:
-            return
+            return False
         exact, overhangs = self.small.onward(b"", data)
         if len(exact) > 1 or len(exact[0]) > 1:
-            return
+            return False
         beyond = [overhang.ids for overhang in overhangs if not overhang.path]
         astray = np.array(sorted({overhang.path[0] for overhang in overhangs if overhang.path}), dtype=np.int64)
         many = sum(map(len, beyond))
         self.exact[token] = exact[0][0]
-        self.now[token], self.certain[token] = Event(b"", b"", token).judge(self.outcomes, data)
+        now, certain = Event(b"", b"", token).judge(self.outcomes, data)
+        self.kind[token] = (_YES if now else _NEVER) if certain else _NOW if now else _MAY
         self.crowd[token] = many > CROWD
-        self.hit[token] = self.outcomes.hitters(b"", data).size / self.size
         self.share[token] = (many + len(astray)) / self.size
+        self.free[token] = 1 - self.outcomes.hitters(b"", data).size / self.size if self.kind[token] == _NOW else 0.0
         self.beside[token] = astray if many > CROWD else np.concatenate([astray, *beyond])
+        return True
 
     def weigh(self, weigher: Weigher, path: Path, tokens: Sequence[int]) -> tuple[Tallies, Bool[np.ndarray, " tokens"]]:
         """The tallies of candidates at a path; and beside which of them other spellings are heavy, so that they need a closer look."""
@@ -63,14 +64,14 @@ class Templates:
         heavy[owner[(chances >= weigher.least).any(0)]] = True
         own = np.empty((count, weigher.models))
         own[:, :-1], own[:, -1] = (row[:, self.exact[at]] * weight[:-1, None]).T, weight[-1] / self.size
-        certain, holds = self.certain[at, None], self.now[at, None]
-        mass = np.stack([own * (certain & holds), own * (~certain & holds), own * (~certain & ~holds)])
-        yes, now, may = mass
-        free = now[:, -1] * (1 - self.hit[at])  # what follows under the uniform model is known
+        kind, mass = self.kind[at], np.zeros((4, count, weigher.models))
+        mass[kind, np.arange(count)] = own
+        yes, now, may, _ = mass
+        free = own[:, -1] * self.free[at]  # what follows under the uniform model is known
         yes[:, -1] += free
         now[:, -1] -= free
         for model, chance in enumerate(chances):
             may[:, model] += np.where(self.crowd[at], weight[model], np.bincount(owner, weights=chance, minlength=count))
         may[:, -1] += weight[-1] * self.share[at]
-        most, exact = own[:, :-1].max(1).tolist(), self.exact[at].tolist()
-        return Tallies(mass, [(most[i], (*path, exact[i])) for i in np.flatnonzero(~self.certain[at] & ~heavy).tolist()]), heavy
+        leaves = [(most(own[i]), (*path, int(self.exact[tokens[i]]))) for i in np.flatnonzero((kind % _NEVER > 0) & ~heavy).tolist()]
+        return Tallies(mass[:_NEVER], leaves), heavy

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 from unicodedata import category
 
@@ -115,11 +116,27 @@ class Pattern:
         return at == before
 
 
-def by_spaces(tokens: Iterable[bytes]) -> Words:
-    """For tokenizers without cuts: words begin at spaces if no token has a space after anything else, else a text is one word."""
-    if any(b" " in token.lstrip(b" ") for token in tokens):
+class Neighbours:
+    """Words of a tokenizer without cuts: no token reaches across two characters that stand side by side in none."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._pairs = {text[at : at + 2] for text in texts for at in range(len(text) - 1)}
+
+    def __call__(self, text: str) -> list[str]:
+        places = [0, *(at for at in range(1, len(text)) if self.divides(text, at)), len(text)]
+        return [text[begin:end] for begin, end in pairwise(places) if begin < end]
+
+    def divides(self, text: str, at: int) -> bool:
+        """Whether one word ends and another begins at a place inside the text."""
+        return text[at - 1 : at + 1] not in self._pairs
+
+
+def by_neighbours(tokens: Iterable[bytes]) -> Words:
+    """For tokenizers without cuts; a text is one word where tokens end inside characters."""
+    try:
+        return Neighbours([token.decode() for token in tokens if len(token) > 1])
+    except UnicodeDecodeError:
         return whole
-    return Pattern(r" *[^ ]+| +")
 
 
 def by_pre_tokenizer(pre_tokenizer: Any, *, space: str = " ") -> Words:
