@@ -119,7 +119,7 @@ class BridgeReader:
         ]
 
     def _steps(self, tokens: Sequence[int]) -> tuple[list[int], list[tuple[int, Place]]]:
-        """The small model's tokens that become certain by the answer's next ones, and the place after each of these, while there is room."""
+        """The small model's tokens that the answer's next ones make certain, and the place after each of these, while there is room."""
         chain: list[int] = []
         places: list[tuple[int, Place]] = []
         length, place = self._places[-1]
