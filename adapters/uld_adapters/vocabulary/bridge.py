@@ -22,6 +22,7 @@ from uld_adapters.vocabulary.template import Templates
 from uld_adapters.vocabulary.tokens import Vocabulary
 
 Path = tuple[int, ...]
+_PLACES = 16
 Rows = Mapping[Path, Float[np.ndarray, "models rows"]]
 
 
@@ -41,7 +42,7 @@ class Place:
 class _Known:
     """What the rows of a place's cover tell of candidates: the tallies of those that are `done`, by their number, spelled so."""
 
-    of: tuple[Place, tuple[int, ...], float]
+    candidates: int
     rows: list[np.ndarray]
     weigher: Weigher
     done: dict[int, Path]
@@ -49,7 +50,7 @@ class _Known:
 
     def open(self, rows: Rows) -> list[int]:
         """Which candidates need a closer look, or get one because the row after their own spelling is there."""
-        return [at for at in range(len(self.of[1])) if at not in self.done or self.done[at] in rows]
+        return [at for at in range(self.candidates) if at not in self.done or self.done[at] in rows]
 
 
 class Bridge:
@@ -65,7 +66,7 @@ class Bridge:
         self.rows = small.rows
         self.templates = Templates(self.outcomes, self.small, self.rows)
         self._neutral = np.fromiter(map(self._unmatched, range(remote.rows)), dtype=bool, count=remote.rows)
-        self._kept: _Known | None = None
+        self._kept: dict[tuple[Place, tuple[int, ...], float], _Known] = {}
         counterparts = set(self.control.values())
         self.void = np.array([i for i in sorted(small.control) if i not in counterparts], dtype=np.int64)
 
@@ -131,20 +132,23 @@ class Bridge:
         return weigher
 
     def _known(self, place: Place, candidates: Sequence[int], rows: Rows, least: float) -> _Known:
-        """What the rows of the cover tell; kept, for a place is asked about twice."""
-        cover, of, kept = [rows[path] for path in self.cover(place)], (place, tuple(candidates), least), self._kept
-        if kept is not None and kept.of == of and len(kept.rows) == len(cover) and all(map(operator.is_, kept.rows, cover)):
+        """What the rows of the cover tell; kept for a few places, for each is asked about twice."""
+        cover, of = [rows[path] for path in self.cover(place)], (place, tuple(candidates), least)
+        kept = self._kept.get(of)
+        if kept is not None and all(map(operator.is_, kept.rows, cover)):
             kept.weigher.rows = rows
             return kept
         weigher, paths = self.weigher(place, rows, least), self.small.paths(place.tail)
         tallies, done = Tallies(np.zeros((3, len(candidates), weigher.models))), {}
         at = [i for i, token in enumerate(candidates) if self._apart(place, token)] if least >= LEAST and len(paths) == 1 else []
         if at:
-            found, heavy = self.templates.weigh(weigher, paths[0], [candidates[i] for i in at])
-            tallies.mass[:, at], tallies.leaves = found.mass, found.leaves
+            apart, heavy = self.templates.weigh(weigher, paths[0], [candidates[i] for i in at])
+            tallies.mass[:, at], tallies.leaves = apart.mass, apart.leaves
             done = {i: (*paths[0], int(self.templates.exact[candidates[i]])) for i, closer in zip(at, heavy, strict=True) if not closer}
-        self._kept = _Known(of, cover, weigher, done, tallies)
-        return self._kept
+        if len(self._kept) >= _PLACES:
+            self._kept.clear()
+        found = self._kept[of] = _Known(len(candidates), cover, weigher, done, tallies)
+        return found
 
     def _apart(self, place: Place, token: int) -> bool:
         """Whether a token's spelling does not touch what stands before it, on neither side, and can be looked up."""
@@ -167,8 +171,9 @@ class Bridge:
         sure, likely = place_tally.yes[:, None], (place_tally.yes + place_tally.now)[:, None]
         most = likely + place_tally.may[:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
-            shares = np.stack([now / np.maximum(likely, now), lower / most, upper / np.maximum(sure, upper)])
-        shares[np.isnan(shares)] = 0.0
+            shares = now / np.maximum(likely, now), lower / most, upper / np.maximum(sure, upper)
+        for share in shares:
+            share[np.isnan(share)] = 0.0
         neutral = self._neutral[list(candidates)]
         leaves = sorted(place_tally.leaves + tallies.leaves, reverse=True)
         return Shares(*shares, neutral, tuple(leaves), tuple(standing))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -119,7 +120,7 @@ class Covers:
         found: dict[tuple[tuple[int, ...], int], Int[np.ndarray, " n"]] = {}
         splits, begin = self.splits(tail), max(self._certain(tail), len(tail) - self.index.longest + 1)
         for at in range(begin, len(tail)):
-            ids = remembered(self._beyond, tail[at:], lambda rest=tail[at:]: self.index.beyond(rest))
+            ids = remembered(self._beyond, tail[at:], partial(self.index.beyond, tail[at:]))
             if not ids.size:
                 continue
             for split in dict.fromkeys(tuple(cut for cut in split if cut <= at) for split in splits):

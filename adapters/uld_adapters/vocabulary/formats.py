@@ -11,7 +11,7 @@ from typing import Any
 from uld_adapters.errors import MissingExtra, TokenizerMismatch, UsageError
 from uld_adapters.vocabulary.bpe import Bpe, implied_merges
 from uld_adapters.vocabulary.spelling import Spelling, Unigram, plain
-from uld_adapters.vocabulary.words import Words, by_pre_tokenizer, by_neighbours
+from uld_adapters.vocabulary.words import Words, by_neighbours, by_pre_tokenizer
 
 _MARKER = re.compile(r"\[[A-Z0-9_/]+\]")  # control tokens in all but name, such as [REFERENCE_DOC_0]
 SPACE = "▁"  # how SentencePiece writes a space

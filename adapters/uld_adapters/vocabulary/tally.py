@@ -61,7 +61,8 @@ class Tallies:
 
     def of(self, at: int) -> Tally:
         """The tally of one event, which counts into the whole."""
-        return Tally(*self.mass[:, at], self.leaves)
+        yes, now, may = self.mass[:, at]
+        return Tally(yes, now, may, self.leaves)
 
 
 class Weigher:
@@ -111,10 +112,10 @@ class Weigher:
         hit = self.outcomes.hitters(event.tail, event.pending + more)
         mass, heavy = self._looked(path, hit)
         now = event.judge(self.outcomes, more)[0]
-        if now and without is None:
-            self.others(path, [hit], mass, tally)
-        elif now:
+        if now and without is not None:
             self.others(path, [hit, without], mass + self._sum(self.rows[path][:, without]), tally)
+        elif now:
+            self.others(path, [hit], mass, tally)
         self._singly(event, path, hit, heavy, mass, more, 0, tally, rest=tally.now if now and event.token is None else tally.may)
 
     def _looked(self, path: Path, ids: Int[np.ndarray, " n"]) -> tuple[Float[np.ndarray, " models"], list[int]]:
@@ -131,15 +132,13 @@ class Weigher:
         """Count all tokens after a path but some, of this mass there, for certain."""
         tally.yes += self.weight(path) * np.maximum(1.0 - mass, 0.0)
 
-    def group(
-        self, path: Path, ids: Int[np.ndarray, " n"], heavy: Sequence[int], tally: Tally, rest: Float[np.ndarray, " models"]
-    ) -> None:
+    def group(self, path: Path, ids: Int[np.ndarray, " n"], heavy: Sequence[int], tally: Tally, rest: Float[np.ndarray, " models"]) -> None:
         """Told of tokens after a path: the `heavy` ones are looked at one by one, the others were counted to `rest`."""
 
     def _sum(self, chances: Float[np.ndarray, "rows n"]) -> Float[np.ndarray, " models"]:
         """The mass of tokens by model."""
         found = np.empty(self.models)
-        np.add.reduce(chances, 1, np.float64, found[:-1])
+        chances.sum(1, dtype=np.float64, out=found[:-1])
         found[-1] = chances.shape[1] / self.size
         return found
 

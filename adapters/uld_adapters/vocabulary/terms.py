@@ -59,9 +59,7 @@ class _Writer(Weigher):
         if tokens.size:
             _terms(tally).append(Term(-1, path, tokens))
 
-    def group(
-        self, path: Path, ids: Int[np.ndarray, " n"], heavy: Sequence[int], tally: Tally, rest: Float[np.ndarray, " models"]
-    ) -> None:
+    def group(self, path: Path, ids: Int[np.ndarray, " n"], heavy: Sequence[int], tally: Tally, rest: Float[np.ndarray, " models"]) -> None:
         light = ids[~np.isin(ids, heavy)]
         if rest is tally.now and light.size:
             _terms(tally).append(Term(1, path, light))

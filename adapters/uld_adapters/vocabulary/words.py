@@ -95,6 +95,7 @@ class Pattern:
         self._expression = regex.compile(pattern)
 
     def __call__(self, text: str) -> list[str]:
+        """The words of a text."""
         found, at = [], 0
         for match in self._expression.finditer(text):
             start, end = match.span()
@@ -123,6 +124,7 @@ class Neighbours:
         self._pairs = {text[at : at + 2] for text in texts for at in range(len(text) - 1)}
 
     def __call__(self, text: str) -> list[str]:
+        """The words of a text."""
         places = [0, *(at for at in range(1, len(text)) if self.divides(text, at)), len(text)]
         return [text[begin:end] for begin, end in pairwise(places) if begin < end]
 
