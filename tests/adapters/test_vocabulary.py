@@ -175,6 +175,17 @@ def test_files_that_are_no_tokenizers(tmp_path: Path) -> None:
         assert caught.value.hint
     with pytest.raises(TokenizerMismatch, match="tokenizer"):
         Vocabulary.from_hf(tmp_path)
+    wrong.write_bytes(b"")
+    for read, says in ((Vocabulary.from_sentencepiece, "wrong is no SentencePiece model"), (Vocabulary.from_gguf, "not a readable GGUF")):
+        with pytest.raises(UsageError, match=says):
+            read(wrong)
+    broken = tmp_path / "broken"
+    tiny.tiny_tokenizer(broken)
+    (broken / "tokenizer.json").write_text('{"model": 3}', encoding="utf-8")
+    with pytest.raises(TokenizerMismatch, match="broken"):
+        Vocabulary.from_hf(broken)
+    with pytest.raises(UsageError, match=r"the pattern of .*small\.tiktoken is no regular expression: missing \)"):
+        Vocabulary.from_tiktoken(rank_file(tmp_path / "small.tiktoken", ranks_of([])), pattern="(")
     unknown = rank_file(tmp_path / "unknown.tiktoken", ranks_of([]))
     with pytest.raises(UsageError, match="unknown encoding"):
         Vocabulary.from_tiktoken(unknown)
