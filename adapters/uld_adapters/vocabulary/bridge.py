@@ -73,7 +73,7 @@ class Bridge:
     def start(self) -> Place:
         """The place at the start of a text."""
         ours, theirs = self.small.spelling.start, self.remote.spelling.start
-        return Place(ours, theirs, theirs) if ours != theirs else Place(ours, theirs)
+        return Place(ours, theirs, theirs)
 
     def begin(self, text: bytes) -> tuple[Path, Place]:
         """The place after a text that is known, such as a prompt without a template."""
@@ -222,6 +222,9 @@ class Bridge:
             weigher.leaf(event, path, data, weigher.weight(path), tally)
         for overhang in overhangs:
             weigher.tokens(event, overhang.path, overhang.ids, len(place.tail) + len(data) - overhang.at, data, tally)
+        if pending != place.pending:  # the remote's tokenizer never begins a text with this token, though the remote may
+            tally.now += tally.yes
+            tally.yes[:] = 0.0
 
 
 def beginnings(paths: Iterable[Path]) -> list[Path]:

@@ -17,9 +17,9 @@ from uld_adapters.vocabulary.words import completions, unfinished, whole
 T = TypeVar("T")
 Split = tuple[int, ...]  # where words begin and end
 # What may follow a text and move the cuts at its end: letters, spaces, breaks, digits, contractions, marks, other scripts.
-_PROBES = ("", "a", "S", " ", " a", "\n", "1", ".", "'", "'s", "e", "t", "\u0301", "漢", "😀")
+_PROBES = ("", "a", "S", " ", " a", "\n", "1", ".", "'", "'s", "e", "t", "l", "\u0301", "漢", "😀")
 _BEYOND = ("", "a", " ", "1")
-_AFTER, _NEAR = ("", "s", "e", "1", " a"), 3  # what may move a cut that lies no more than three bytes back
+_AFTER, _NEAR = ("", "s", "e", "l", "1", " a", "\n"), 3  # what may move a cut that lies no more than three bytes back
 _WIDE = 16
 _KEPT = 100_000
 _LONG = 48  # bytes of a word without cuts, beyond which its certain tokens are let go

@@ -11,10 +11,22 @@ from typing import Any
 from uld_adapters.errors import MissingExtra, TokenizerMismatch, UsageError
 from uld_adapters.vocabulary.bpe import Bpe, implied_merges
 from uld_adapters.vocabulary.spelling import Spelling, Unigram, plain
-from uld_adapters.vocabulary.words import Words, by_neighbours, by_pre_tokenizer
+from uld_adapters.vocabulary.words import Pattern, Words, by_neighbours, by_pre_tokenizer, whole
 
 _MARKER = re.compile(r"\[[A-Z0-9_/]+\]")  # control tokens in all but name, such as [REFERENCE_DOC_0]
 SPACE = "▁"  # how SentencePiece writes a space
+
+
+def cut_by(pattern: str | None, *, whose: str) -> Words:
+    """Words by the pattern of a vocabulary named `whose`, uncut without one; raises UsageError for what is no regular expression."""
+    import regex
+
+    try:
+        return whole if pattern is None else Pattern(pattern)
+    except regex.error as error:
+        raise UsageError(
+            f"the pattern of {whose or 'the vocabulary'} is no regular expression: {error}", hint="give it as the tokenizer's authors do"
+        ) from error
 
 
 def ranked_spelling(tokens: Sequence[bytes], order: Sequence[int], words: Words, *, start: bytes = b"") -> Spelling:
@@ -51,6 +63,8 @@ def sentencepiece_parts(path: Path) -> tuple[list[bytes], dict[str, int], Spelli
     blob = path.read_bytes()
     proto = schema.ModelProto()
     try:
+        if not blob:
+            raise ValueError("it is empty")
         proto.ParseFromString(blob)
         SentencePieceProcessor(model_proto=blob)
     except Exception as error:  # protobuf and SentencePiece raise classes of their own

@@ -26,7 +26,11 @@ class Speller(Protocol):
 
 
 class Unigram:
-    """Spelling by the most probable pieces, for which any neighbour may change all of a word."""
+    """Spelling by the most probable pieces, for which any neighbour may change all of a word.
+
+    Of spellings with the same pieces in another order ("a", "aa") the model takes one by how its sums are rounded, which depends on
+    what stands before the word; that is not followed.
+    """
 
     def __init__(self, model: Any, tokens: tuple[bytes, ...], space: str) -> None:
         self._model, self._tokens, self._space = model, tokens, space
