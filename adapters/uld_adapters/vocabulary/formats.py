@@ -11,7 +11,7 @@ from typing import Any
 from uld_adapters.errors import MissingExtra, TokenizerMismatch, UsageError
 from uld_adapters.vocabulary.bpe import Bpe, implied_merges
 from uld_adapters.vocabulary.spelling import Spelling, Unigram, plain
-from uld_adapters.vocabulary.words import Words, by_pattern, by_pre_tokenizer, by_spaces, whole
+from uld_adapters.vocabulary.words import Pattern, Words, by_neighbours, by_pre_tokenizer, whole
 
 _MARKER = re.compile(r"\[[A-Z0-9_/]+\]")  # control tokens in all but name, such as [REFERENCE_DOC_0]
 SPACE = "▁"  # how SentencePiece writes a space
@@ -22,7 +22,7 @@ def cut_by(pattern: str | None, *, whose: str) -> Words:
     import regex
 
     try:
-        return whole if pattern is None else by_pattern(pattern)
+        return whole if pattern is None else Pattern(pattern)
     except regex.error as error:
         raise UsageError(
             f"the pattern of {whose or 'the vocabulary'} is no regular expression: {error}", hint="give it as the tokenizer's authors do"
@@ -91,7 +91,7 @@ def sentencepiece_parts(path: Path) -> tuple[list[bytes], dict[str, int], Spelli
     changes = () if proto.normalizer_spec.name in ("identity", "") else (proto.normalizer_spec.name.upper(),)
     if proto.normalizer_spec.remove_extra_whitespaces:
         changes = (*changes, "remove_extra_whitespaces")
-    words = with_atoms(by_spaces(tokens[token] for token in order), atomic)
+    words = with_atoms(by_neighbours(tokens[token] for token in order), atomic)
     start = b" " if proto.normalizer_spec.add_dummy_prefix else b""
     if proto.trainer_spec.model_type == schema.TrainerSpec.BPE:
         single = {token for token in order if len(proto.pieces[token].piece) == 1}
@@ -166,7 +166,7 @@ def hf_spelling(state: Mapping[str, Any], tokens: Sequence[bytes], alphabet: Map
     steps = _flat(state.get("pre_tokenizer"), "pretokenizers")
     written = [step["content"] for step in hf_normalisers(state) if step["type"] == "Replace" and not changes_text(step)]
     start = _start(state, steps)
-    words = _hf_words(steps, space=written[0] if written else " ") or by_spaces(tokens)
+    words = _hf_words(steps, space=written[0] if written else " ") or by_neighbours(tokens)
     words = with_atoms(words, atomic)
     if kind == "Unigram":
         return Spelling(words, Unigram(_hf_model(state), tuple(tokens), SPACE), start)
