@@ -195,7 +195,10 @@ def corpus(kind: str) -> tuple[str, str]:
 
 
 def _along(bridge: Bridge, text: str, model: Counted, large: Counted, *, ahead: int) -> tuple[list[int], list[int], list[float]]:
-    """Places, tokens beside the text's own, and seconds, a value a position; the model is read on after so many likely candidates."""
+    """Places, tokens beside the text's own, and seconds, a value a position; the model is read on after so many likely candidates.
+
+    Rows are copied before the clock runs: in the client, too, they have just been written.
+    """
     remote, small = bridge.remote.vocabulary, bridge.small.vocabulary
     ids, trunk = remote.encode(text), small.encode(text)
     place, settled = bridge.start(), 0
@@ -208,11 +211,11 @@ def _along(bridge: Bridge, text: str, model: Counted, large: Counted, *, ahead: 
         start = time.process_time()
         paths = bridge.cover(place)
         spent = time.process_time() - start
-        rows = {path: model.row(path[-1] if path else last) for path in paths}
+        rows = {path: model.row(path[-1] if path else last).copy() for path in paths}
         start = time.process_time()
         nodes = bridge.nodes(place, candidates, rows, ahead=further)
         spent += time.process_time() - start
-        rows |= {path: model.row(path[-1] if path else last) for path in nodes}
+        rows |= {path: model.row(path[-1] if path else last).copy() for path in nodes}
         start = time.process_time()
         bridge.read(place, candidates, rows)
         certain, place = bridge.step(place, ids[at])

@@ -139,3 +139,21 @@ def expanded(bridge: Bridge, place: Place, candidates: list[int], asked: Asked, 
             break
         asked.add(leaves)
     return found
+
+
+def checked(remote: Vocabulary, small: Vocabulary, texts: dict[bytes, float], prefix: list[int], *, rounds: int = 30) -> None:
+    """All bounds on the way to full expansion hold, and at its end nothing is open."""
+    bridge = Bridge(remote, small)
+    settled, place = walk(bridge, prefix)
+    oracle = share(remote, texts, remote.decode(prefix))
+    if not oracle:
+        return
+    candidates = list(range(remote.rows))
+    truth = np.array([oracle.get(None if token in remote.control else token, 0.0) for token in candidates])
+    readings = expanded(bridge, place, candidates, Asked([TextModel(small, texts)], settled), rounds=rounds)
+    for reading in readings:
+        assert (reading.lower[0] <= truth + 1e-9).all()
+        assert (truth <= reading.upper[0] + 1e-9).all()
+    np.testing.assert_allclose(readings[-1].now[0], truth, atol=1e-9)
+    np.testing.assert_allclose(readings[-1].lower[0], truth, atol=1e-9)
+    np.testing.assert_allclose(readings[-1].upper[0], truth, atol=1e-9)

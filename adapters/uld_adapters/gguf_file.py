@@ -39,10 +39,9 @@ class Gguf:
     @classmethod
     def read(cls, path: Path) -> "Gguf":
         """Parse the header; raises `UsageError` when the file is none."""
-        blob = memoryview(np.memmap(path, dtype=np.uint8, mode="r"))  # type: ignore[arg-type]  # pages are read when touched
-        try:
-            return cls._parse(path, blob)
-        except (struct.error, UnicodeDecodeError, KeyError) as error:
+        try:  # pages are read when touched
+            return cls._parse(path, memoryview(np.memmap(path, dtype=np.uint8, mode="r")))  # type: ignore[arg-type]
+        except (struct.error, ValueError, KeyError) as error:  # an empty file cannot be mapped
             raise UsageError(f"{path} is not a readable GGUF file ({error})", hint="download or convert the file again") from error
 
     @classmethod

@@ -210,7 +210,7 @@ class ServedBackend(ABC):
                 raise TokenizerMismatch(
                     f"the server at {self.http.base_url} and the given tokenizer split {text[:40]!r} differently from token {at} on"
                     f" (server {theirs[at : at + 4]}, tokenizer {ours[at : at + 4]})",
-                    hint="pass tokenizer=... of the served model, and an assistant trained for it",
+                    hint="pass tokenizer=... of the served model; the assistant's may be another",
                 )
         return ()
 

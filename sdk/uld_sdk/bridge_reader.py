@@ -22,6 +22,7 @@ AHEAD, LIKELY = 8, 0.005  # candidates after which the small model is read on, a
 LONGEST_PATH = 32  # tokens that may stand beyond the certain ones
 AT_ONCE, MOST = 16, 256  # paths read in one pass, and in all, when a bound is too wide
 LIGHTEST = 1e-9  # mass of a position that is never looked at by itself
+Missing = tuple[BridgedReading, Sequence[Path]]
 
 
 @dataclass
@@ -45,7 +46,7 @@ class BridgeReader:
     seconds: float = 0.0
     _tokens: list[int] = field(default_factory=list)
     _places: list[tuple[int, Place]] = field(default_factory=list)
-    _reports: dict[int, TopLogprobs] = field(default_factory=dict)
+    _told: dict[int, tuple[int, TopLogprobs]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         weighing = self.bridging.weighing
@@ -75,33 +76,64 @@ class BridgeReader:
     async def read(self, tokens: Sequence[int]) -> None:
         """Read the answer's next tokens; each gives a reading of the position after it."""
         start = time.perf_counter()
-        self.ready.extend(await self._read(tokens, last=False))
+        self.ready.extend(await self._read(tokens))
         self.seconds += time.perf_counter() - start
 
-    async def _read(self, tokens: Sequence[int], *, last: bool) -> list[BridgedReading]:
+    async def read_on(self, *, least: int = 1) -> None:
+        """Read what is known of the draft, unless readings wait: as much as there is room for, and no fewer tokens than `least`."""
+        if not self.ready:
+            start = time.perf_counter()
+            self.ready.extend(await self._read(self._unread(), least=least))
+            self.seconds += time.perf_counter() - start
+
+    def _unread(self) -> list[int]:
+        return [token for position, (token, _) in self._told.items() if position >= self.fed]
+
+    async def _read(
+        self, tokens: Sequence[int], *, last: bool = False, least: float = np.inf, besides: Sequence[Missing] = ()
+    ) -> list[BridgedReading]:
+        """The readings after each of the answer's next tokens, or after the `last`; in the same pass paths `besides` of earlier readings.
+
+        Raises `ContextExceeded` where there is no room for as many tokens as `least`.
+        """
         weighing, first = self.bridging.weighing, not self.track.tokens
-        chain = list(self.prompt) if first else []
-        places = []
-        length, place = self._places[-1]
-        for token in tokens:
-            certain, place = weighing.step(place, token)
-            chain += certain
-            length += len(certain)
-            places.append((length, place))
-        asked = (places or [self._places[-1]])[-1:] if last else places
-        if self.context is not None and length + LONGEST_PATH > self.context:
+        chain, places = self._steps(tokens)
+        if len(places) < min(least, len(tokens)) or not self._fits(self._places[-1][0]):
             raise ContextExceeded(
-                f"the answer takes more than {self.context - LONGEST_PATH} of the assistant's own tokens, with the prompt",
+                f"the answer takes more than {(self.context or 0) - LONGEST_PATH} of the assistant's own tokens, with the prompt",
                 hint="shorten the prompt or lower max_new_tokens: the assistant's tokens are shorter than the large model's",
             )
+        asked = (places or [self._places[-1]])[-1:] if last else places
         paths = {(at, path) for at, place in asked for path in weighing.cover(place)}
-        readings: Any = await self.worker.read(self.track, (chain, sorted(paths)), every=not first)
-        self._tokens += tokens
+        paths |= {(reading.at, path) for reading, missing in besides for path in missing}
+        if not paths:
+            return []
+        found: Any = await self.worker.read(self.track, ([*self.prompt, *chain] if first else chain, sorted(paths)), every=not first)
+        self._tokens += tokens[: len(places)]
         self._places += places
+        for reading, missing in besides:
+            reading.nodes |= {path: found[reading.at, path] for path in missing}
         return [
-            BridgedReading(self.bridging, self.rule, at, place, {path: readings[at, path] for path in weighing.cover(place)})
+            BridgedReading(self.bridging, self.rule, at, place, {path: found[at, path] for path in weighing.cover(place)})
             for at, place in asked
         ]
+
+    def _steps(self, tokens: Sequence[int]) -> tuple[list[int], list[tuple[int, Place]]]:
+        """The small model's tokens that the answer's next ones make certain, and the place after each of these, while there is room."""
+        chain: list[int] = []
+        places: list[tuple[int, Place]] = []
+        length, place = self._places[-1]
+        for token in tokens:
+            certain, place = self.bridging.weighing.step(place, token)
+            length += len(certain)
+            if not self._fits(length):
+                break
+            chain += certain
+            places.append((length, place))
+        return chain, places
+
+    def _fits(self, length: int) -> bool:
+        return self.context is None or length + LONGEST_PATH <= self.context
 
     def next(self, position: int) -> BridgedReading:
         """The reading of the answer's position `position`, which must be the next that waits."""
@@ -110,9 +142,13 @@ class BridgeReader:
             raise RuntimeError(f"the small model's next reading is of position {first}, not {position}")
         return self.ready.popleft()
 
-    def told(self, position: int, reports: Sequence[TopLogprobs]) -> None:
-        """What the remote reported at `position` and after it: the readings of all these are settled in one pass."""
-        self._reports = {position + number: top for number, top in enumerate(reports)}
+    def told(self, position: int, tokens: Sequence[int], reports: Sequence[TopLogprobs]) -> None:
+        """The draft from `position` on with its reports: what is to be read of it is read in as few passes as can be."""
+        self._told = {position + number: each for number, each in enumerate(zip(tokens, reports, strict=True))}
+
+    def asks(self, reading: BridgedReading) -> bool:
+        """Whether it takes the reported tokens to tell what is moved."""
+        return not untouched(reading.peak, self.rule)
 
     async def along(self, tokens: Sequence[int], reports: Sequence[TopLogprobs]) -> list[BridgedReading]:
         """The readings at the prefix of each token of a given text with its reports, for a reader that has read nothing."""
@@ -122,32 +158,40 @@ class BridgeReader:
             if len(tokens) > 1:
                 await self.read(tokens[:-1])
             readings = list(self.ready)
-            touched = [at for at, reading in enumerate(readings) if not untouched(reading.peak, self.rule)]
+            touched = [at for at, reading in enumerate(readings) if self.asks(reading)]
             await self._settle([(readings[at], reports[at], tokens[at : at + 1]) for at in touched])
             return readings
         finally:
             await self.aclose()
 
     async def informed(self, reading: BridgedReading, position: int, top: TopLogprobs, *, also: Sequence[int] = ()) -> None:
-        """Judge the tokens reported at a position, and with it those of the touched positions after it that are known already."""
-        if untouched(reading.peak, self.rule):
+        """Judge the tokens reported at a position, and with it those of the touched positions after it that are known already.
+
+        Where none is known yet, the pass that this takes reads the rest of the draft, too.
+        """
+        known = reading.values is not None and not also and position in self._told and self._told[position][1] is top
+        if known or not self.asks(reading):
             return
         start = time.perf_counter()
         waiting = [(reading, top, list(also))]
         for number, later in enumerate(self.ready, start=position + 1):
-            if number in self._reports and later.values is None and not untouched(later.peak, self.rule):
-                waiting.append((later, self._reports[number], []))
-        await self._settle(waiting)
+            if number in self._told and later.values is None and self.asks(later):
+                waiting.append((later, self._told[number][1], []))
+        await self._settle(waiting, on=[] if self.ready else self._unread())
         self.seconds += time.perf_counter() - start
 
-    async def _settle(self, waiting: Sequence[tuple[BridgedReading, TopLogprobs, Sequence[int]]]) -> None:
-        wanted: list[tuple[BridgedReading, list[int], list[Path]]] = []
+    async def _settle(self, waiting: Sequence[tuple[BridgedReading, TopLogprobs, Sequence[int]]], *, on: Sequence[int] = ()) -> None:
+        asked: list[tuple[BridgedReading, TopLogprobs, list[int]]] = []
+        besides: list[Missing] = []
         for reading, top, also in waiting:
             ids = [token for token in dict.fromkeys([*top.ids.tolist(), *also]) if token < self.bridging.rows]
             ahead = [token for token, value in zip(top.ids.tolist(), top.logprobs, strict=True) if value > np.log(LIKELY)][:AHEAD]
-            wanted.append((reading, ids, reading.missing(ids, [token for token in ahead if token < self.bridging.rows])))
-        await self._add([(reading, missing) for reading, _, missing in wanted])
-        for (reading, ids, _), (_, top, _) in zip(wanted, waiting, strict=True):
+            asked.append((reading, top, ids))
+            if missing := reading.missing(ids, [token for token in ahead if token < self.bridging.rows]):
+                besides.append((reading, missing))
+        if besides:
+            self.ready.extend(await self._read(on, least=0, besides=besides))
+        for reading, top, ids in asked:
             shares = reading.settle(ids)
             if self.bridging.exact:
                 await self._narrow(reading, ids, top, shares)
@@ -162,20 +206,12 @@ class BridgeReader:
                 wanted = reading.missing(ids)[: MOST - opened]
             further = [path for path in wanted if path not in reading.nodes]
             opened += len(further)
-            await self._add([(reading, further)])
+            await self._read((), besides=[(reading, further)])
             shares = reading.settle(ids)
 
     def _bound(self, reading: BridgedReading, top: TopLogprobs) -> float:
         ends = self.rule.bounds(reading)
         return 0.0 if ends is None else shifted_bound(top, ends, self.rule.shift(reading), self.rule.filter)
-
-    async def _add(self, asked: Sequence[tuple[BridgedReading, Sequence[Path]]]) -> None:
-        paths = sorted({(reading.at, path) for reading, missing in asked for path in missing})
-        if not paths:
-            return
-        found: Any = await self.worker.read(self.track, ([], paths), every=True)
-        for reading, missing in asked:
-            reading.nodes |= {path: found[reading.at, path] for path in missing}
 
     async def settle(self, answer: int) -> None:
         """After a lost draft: let a pass under way end, and go back so far that the position after `answer` is read again."""
@@ -190,7 +226,7 @@ class BridgeReader:
 
     def _back(self, count: int) -> None:
         self.ready.clear()
-        self._reports = {}
+        self._told = {}
         if count < 0:
             self.track.rollback(0)
             count = 0

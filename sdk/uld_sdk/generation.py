@@ -120,12 +120,12 @@ class Answer:
         self.report.drafted += len(tokens)
         if self.reader is not None and tokens:
             await self.reader.primed()
-            self.reader.told(len(self.written), positions)
-        for at, (token, top) in enumerate(zip(tokens, positions, strict=True)):
+            self.reader.told(len(self.written), tokens, positions)
+        for token, top in zip(tokens, positions, strict=True):
             reading = None
             if self.reader is not None:
                 if not self.reader.ready:
-                    await self.reader.read([*self.written.tokens[self.reader.fed :], *tokens[at:]])
+                    await self.reader.read_on()
                 reading = self.reader.next(len(self.written))
             piece, stands = await self._decide(token, top, reading)
             yield piece, not stands

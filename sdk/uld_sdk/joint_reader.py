@@ -26,8 +26,8 @@ class JointReader:
 
     @property
     def ready(self) -> int:
-        """How many readings wait."""
-        return len(self.parts[0].ready)
+        """How many readings of each wait."""
+        return min(len(part.ready) for part in self.parts)
 
     def prime(self, answer: Sequence[int]) -> None:
         """Start reading what is already known (prompt, accepted tokens), so that the next position is ready when it comes."""
@@ -38,23 +38,30 @@ class JointReader:
         """Wait for what `prime` started."""
         await self._together([part.primed() for part in self.parts])
 
-    async def read(self, tokens: Sequence[int]) -> None:
-        """Read the answer's next tokens; each gives a reading of the position after it."""
-        await self._together([part.read(tokens) for part in self.parts])
+    async def read_on(self) -> None:
+        """Read what is known of the draft, unless readings wait."""
+        await self._together([part.read_on() for part in self.parts])
 
     def next(self, position: int) -> JointReading:
         """The readings of the answer's position `position`, which must be the next that wait."""
         return JointReading(tuple(part.next(position) for part in self.parts))
 
-    def told(self, position: int, reports: Sequence[TopLogprobs]) -> None:
-        """What the remote reported at `position` and after it."""
+    def told(self, position: int, tokens: Sequence[int], reports: Sequence[TopLogprobs]) -> None:
+        """The draft from `position` on with its reports."""
         for part in self.parts:
-            part.told(position, reports)
+            part.told(position, tokens, reports)
 
     async def informed(self, reading: JointReading, position: int, top: TopLogprobs, *, also: Sequence[int] = ()) -> None:
-        """Judge the tokens reported at a position, where a reading needs to know them."""
+        """Judge the tokens reported at a position, where a reading needs to know them; the others read on with it."""
         parts: list[tuple[Any, Any]] = list(zip(self.parts, reading.parts, strict=True))
-        await self._together([part.informed(own, position, top, also=also) for part, own in parts])
+        asking = [part.asks(own) for part, own in parts]
+        if any(asking):
+            await self._together(
+                [
+                    part.informed(own, position, top, also=also) if asks else part.read_on(least=0)
+                    for asks, (part, own) in zip(asking, parts, strict=True)
+                ]
+            )
 
     async def along(self, tokens: Sequence[int], reports: Sequence[TopLogprobs]) -> list[JointReading]:
         """The readings at the prefix of each token of a given text, for a reader that has read nothing."""

@@ -63,6 +63,7 @@ class Reader:
     ready: deque[AlignedReading] = field(default_factory=deque)
     task: asyncio.Task[list[Any]] | None = None
     seconds: float = 0.0
+    _told: tuple[int, Sequence[int]] = (0, ())
 
     @property
     def fed(self) -> int:
@@ -90,8 +91,19 @@ class Reader:
         self._keep(await self.worker.read(self.track, self.alignment.plan(tokens)))
         self.seconds += time.perf_counter() - start
 
-    def told(self, position: int, reports: Sequence[TopLogprobs]) -> None:
-        """What the remote reported makes no difference: a reading tells of the whole vocabulary."""
+    def told(self, position: int, tokens: Sequence[int], reports: Sequence[TopLogprobs]) -> None:
+        """The draft from `position` on; what was reported of it makes no difference: a reading tells of the whole vocabulary."""
+        self._told = (position, tokens)
+
+    async def read_on(self, *, least: int = 1) -> None:
+        """Read what is known of the draft, unless readings wait."""
+        position, tokens = self._told
+        if not self.ready and self.fed < position + len(tokens):
+            await self.read(tokens[self.fed - position :])
+
+    def asks(self, reading: AlignedReading) -> bool:
+        """Whether it takes the reported tokens to tell what is moved: never."""
+        return False
 
     async def informed(self, reading: AlignedReading, position: int, top: TopLogprobs, *, also: Sequence[int] = ()) -> None:
         """What the remote reported makes no difference."""

@@ -130,10 +130,10 @@ CHANGING = [{"type": "NFKC"}, {"type": "Lowercase"}, {"type": "Sequence", "norma
 @pytest.mark.parametrize("normalizer", CHANGING)
 def test_normalisers_that_change_letters_are_refused(tmp_path: Path, normalizer: dict[str, Any]) -> None:
     changed, plain = hf(tmp_path / "a", normalizer=normalizer), ranked(TOKENS, name="plain")
-    for remote, small in ((changed, plain), (plain, changed)):
+    for remote, small, fix in ((changed, plain, "the same tokenizer"), (plain, changed, "keeps texts")):
         with pytest.raises(TokenizerMismatch, match="changed beside plain") as caught:
             classify(remote, small)
-        assert "keeps texts" in caught.value.hint
+        assert fix in caught.value.hint
     composed = hf(tmp_path / "b", normalizer={"type": "NFC"})
     assert composed.normalisers == ("NFC",)
     assert classify(composed, plain).kind == "bridge"
@@ -245,6 +245,10 @@ def test_real_pairs(remote: str, small: str, kind: str) -> None:
 def test_the_rows_of_the_head_lie_beside_the_tokenizer(tmp_path: Path, tiny_target: Path, tiny_gguf: Path) -> None:
     assert open_vocabulary(tiny_target).head_rows == open_vocabulary(tiny_gguf).head_rows == open_vocabulary(tiny_target).rows
     folder = shutil.copytree(tiny_target, tmp_path / "padded")
+    for content, rows in (('{"text_config": {"vocab_size": 448}}', 448), ('{"text_config": null, "vocab_size": "x"}', 0)):
+        (folder / "config.json").write_text(content, encoding="utf-8")
+        assert open_vocabulary(folder).head_rows == rows
+    shutil.copy(tiny_target / "config.json", folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 448}), encoding="utf-8")
     assert (open_vocabulary(folder).head_rows, open_vocabulary(folder).rows) == (448, 400)
@@ -258,7 +262,7 @@ def test_any_tokenizer_file_opens(tmp_path: Path, tiny_target: Path, tiny_gguf: 
     assert open_vocabulary(tiny_gguf).tokens[: folder.rows] == folder.tokens
     assert open_vocabulary(folder) is folder
     wrong = tmp_path / "wrong.json"
-    for content in ("[1]", "{"):
+    for content in ("[1]", "{", '{"model": 3}', '{"model": {"type": "BPE"}}'):
         wrong.write_text(content, encoding="utf-8")
         with pytest.raises(UsageError, match=r"wrong\.json is no tokenizer file"):
             open_vocabulary(wrong)
@@ -287,6 +291,15 @@ def test_both_ways_to_open_know_a_file_by_its_content(tmp_path: Path, tiny_targe
     alone = tmp_path / "alone.json"
     alone.write_bytes((tiny_target / "tokenizer.json").read_bytes())
     assert open_it(alone).encode("the sea") == ids
+
+
+def test_tokens_that_nobody_sees_are_told_by_escapes() -> None:
+    """SentencePiece has bytes as tokens beside the characters that they are, which it writes instead."""
+    tokens = [*LETTERS, b"\x01", "é".encode()]
+    control = {len(tokens): Role.END_OF_TURN}
+    remote = Vocabulary.from_bytes([*tokens, b"<|end|>"], control=control, order=range(256), name="remote")
+    fit = classify(remote, ranked(TOKENS))
+    assert fit.neutral == (("\\x01", "never written by its own tokenizer"), ("é", "never written by its own tokenizer"))
 
 
 @pytest.mark.parametrize("name", ["llama3", "qwen"])

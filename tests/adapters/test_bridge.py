@@ -11,29 +11,12 @@ from hypothesis import strategies as st
 
 import tiny
 from real_tokenizers import real
-from toy_texts import Asked, TextModel, expanded, random_texts, share, toy_vocabulary, walk
+from toy_texts import Asked, TextModel, checked, expanded, random_texts, share, toy_vocabulary, walk
 from uld_adapters.vocabulary.bpe import Bpe
 from uld_adapters.vocabulary.bridge import Bridge
 from uld_adapters.vocabulary.control import Role
 from uld_adapters.vocabulary.shares import change, excess
 from uld_adapters.vocabulary.tokens import Vocabulary
-
-
-def checked(remote: Vocabulary, small: Vocabulary, texts: dict[bytes, float], prefix: list[int], *, rounds: int = 30) -> None:
-    bridge = Bridge(remote, small)
-    settled, place = walk(bridge, prefix)
-    oracle = share(remote, texts, remote.decode(prefix))
-    if not oracle:
-        return
-    candidates = list(range(remote.rows))
-    truth = np.array([oracle.get(None if token in remote.control else token, 0.0) for token in candidates])
-    readings = expanded(bridge, place, candidates, Asked([TextModel(small, texts)], settled), rounds=rounds)
-    for reading in readings:
-        assert (reading.lower[0] <= truth + 1e-9).all()
-        assert (truth <= reading.upper[0] + 1e-9).all()
-    np.testing.assert_allclose(readings[-1].now[0], truth, atol=1e-9)
-    np.testing.assert_allclose(readings[-1].lower[0], truth, atol=1e-9)
-    np.testing.assert_allclose(readings[-1].upper[0], truth, atol=1e-9)
 
 
 @given(seed=st.integers(0, 100_000), data=st.data())

@@ -143,6 +143,19 @@ def test_control_tokens_are_matched_by_name_then_role() -> None:
     assert matched({1: Role.END_OF_TURN}, llama, names, names) == {1: 1}
 
 
+def test_of_several_ends_the_one_that_answers_end_with_is_matched() -> None:
+    """Llama 3's <|eom_id|>, after which a tool answers, has a lower id than its <|eot_id|>; Phi's </s> one than its <|endoftext|>."""
+    llama = {0: Role.END_OF_TEXT, 8: Role.END_OF_TURN, 9: Role.END_OF_TURN}
+    qwen = {3: Role.END_OF_TEXT, 5: Role.END_OF_TURN}
+    names = {0: b"<|end_of_text|>", 8: b"<|eom_id|>", 9: b"<|eot_id|>", 3: b"<|endoftext|>", 5: b"<|im_end|>"}
+    assert matched(llama, qwen, names, names) == {0: 3, 9: 5}
+    assert matched(qwen, llama, names, names) == {3: 0, 5: 9}
+    phi = {2: Role.END_OF_TEXT, 7: Role.END_OF_TEXT}
+    assert matched({0: Role.END_OF_TEXT}, phi, names, {2: b"</s>", 7: b"<|endoftext|>"}) == {0: 7}
+    told = {8: Role.END_OF_TURN, 9: Role.END_OF_TURN}  # a name of its own, which a chat template ends turns with
+    assert matched(told, {5: Role.END_OF_TURN}, {8: b"<|eot_id|>", 9: b"<|stop|>"}, names) == {9: 5}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_real_vocabularies_give_texts_back(name: str) -> None:
     vocabulary = real(name)
@@ -162,6 +175,17 @@ def test_files_that_are_no_tokenizers(tmp_path: Path) -> None:
         assert caught.value.hint
     with pytest.raises(TokenizerMismatch, match="tokenizer"):
         Vocabulary.from_hf(tmp_path)
+    wrong.write_bytes(b"")
+    for read, says in ((Vocabulary.from_sentencepiece, "wrong is no SentencePiece model"), (Vocabulary.from_gguf, "not a readable GGUF")):
+        with pytest.raises(UsageError, match=says):
+            read(wrong)
+    broken = tmp_path / "broken"
+    tiny.tiny_tokenizer(broken)
+    (broken / "tokenizer.json").write_text('{"model": 3}', encoding="utf-8")
+    with pytest.raises(TokenizerMismatch, match="broken"):
+        Vocabulary.from_hf(broken)
+    with pytest.raises(UsageError, match=r"the pattern of .*small\.tiktoken is no regular expression: missing \)"):
+        Vocabulary.from_tiktoken(rank_file(tmp_path / "small.tiktoken", ranks_of([])), pattern="(")
     unknown = rank_file(tmp_path / "unknown.tiktoken", ranks_of([]))
     with pytest.raises(UsageError, match="unknown encoding"):
         Vocabulary.from_tiktoken(unknown)

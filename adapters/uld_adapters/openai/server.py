@@ -227,7 +227,7 @@ class OpenAIServer(TextServedBackend):
             raise TokenizerMismatch(
                 f"the server at {self.http.base_url} splits a text into {counted} tokens, the given tokenizer into {expected}"
                 f" ({COMPARED[:40]!r}...)",
-                hint="pass tokenizer=... of the served model, and an assistant trained for it",
+                hint="pass tokenizer=... of the served model; the assistant's may be another",
             )
         return "the server does not tell how it splits a text: only the number of tokens was compared with the tokenizer's"
 

@@ -1,6 +1,7 @@
 """Byte-pair encoding over token ids: how a word is spelled, and which tokens may stand side by side in a spelling."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -113,23 +114,27 @@ class Bpe:
         if ended and (token := self.whole.get(word)) is not None:
             return (token,)
         ids = self._symbols(word)
-        pairs, rank, size = self._pairs, self.rank, self.size
-        while len(ids) > 1:
-            best, at = NEVER, -1
-            for i in range(len(ids) - 1):
-                joined = pairs.get(ids[i] * size + ids[i + 1])
-                if joined is not None and rank[joined] < best:
-                    best, at = rank[joined], i
-            if at < 0:
-                break
-            ids[at : at + 2] = [pairs[ids[at] * size + ids[at + 1]]]
+        ranks = [self._across(*pair) for pair in pairwise(ids)]
+        while ranks and (best := min(ranks)) != NEVER:
+            at = ranks.index(best)
+            ids[at : at + 2] = [self._pairs[ids[at] * self.size + ids[at + 1]]]
+            del ranks[at]
+            if at:
+                ranks[at - 1] = self._across(ids[at - 1], ids[at])
+            if at < len(ranks):
+                ranks[at] = self._across(ids[at], ids[at + 1])
         return tuple(ids)
+
+    def _across(self, left: int, right: int) -> int:
+        """The rank of the merge of two ids."""
+        joined = self._pairs.get(left * self.size + right)
+        return NEVER if joined is None else self.rank[joined]
 
     def _symbols(self, word: bytes) -> list[int]:
         """Single symbols: characters that are atoms, else bytes; bytes without a token are left out, as the tokenizers do."""
         atoms, ids, at = self.atoms, [], 0
         while at < len(word):
-            for width in (4, 3, 2, 1):
+            for width in (1,) if word[at] < 0x80 else (4, 3, 2, 1):
                 symbol = atoms.get(word[at : at + width]) if at + width <= len(word) else None
                 if symbol is not None:
                     ids.append(symbol)

@@ -17,11 +17,12 @@ from uld_adapters.vocabulary.control import matched
 from uld_adapters.vocabulary.cover import Covers
 from uld_adapters.vocabulary.outcome import Outcomes
 from uld_adapters.vocabulary.shares import Shares
-from uld_adapters.vocabulary.tally import LEAST, Event, Tally, Weigher
+from uld_adapters.vocabulary.tally import LEAST, Event, Tallies, Tally, Weigher
 from uld_adapters.vocabulary.template import Templates
 from uld_adapters.vocabulary.tokens import Vocabulary
 
 Path = tuple[int, ...]
+_PLACES = 16
 Rows = Mapping[Path, Float[np.ndarray, "models rows"]]
 
 
@@ -38,10 +39,18 @@ class Place:
 
 
 @dataclass(frozen=True)
-class _Kept:
-    of: tuple[Place, tuple[int, ...]]
+class _Known:
+    """What the rows of a place's cover tell of candidates: the tallies of those that are `done`, by their number, spelled so."""
+
+    candidates: int
     rows: list[np.ndarray]
-    tallies: list[tuple[int, Path, Tally]]
+    weigher: Weigher
+    done: dict[int, Path]
+    tallies: Tallies
+
+    def open(self, rows: Rows) -> list[int]:
+        """Which candidates need a closer look, or get one because the row after their own spelling is there."""
+        return [at for at in range(self.candidates) if at not in self.done or self.done[at] in rows]
 
 
 class Bridge:
@@ -56,14 +65,15 @@ class Bridge:
         self.control = matched(remote.roles, small.roles, remote.tokens, small.tokens)
         self.rows = small.rows
         self.templates = Templates(self.outcomes, self.small, self.rows)
-        self._kept: _Kept | None = None
+        self._neutral = np.fromiter(map(self._unmatched, range(remote.rows)), dtype=bool, count=remote.rows)
+        self._kept: dict[tuple[Place, tuple[int, ...], float], _Known] = {}
         counterparts = set(self.control.values())
         self.void = np.array([i for i in sorted(small.control) if i not in counterparts], dtype=np.int64)
 
     def start(self) -> Place:
         """The place at the start of a text."""
         ours, theirs = self.small.spelling.start, self.remote.spelling.start
-        return Place(ours, theirs, theirs) if ours != theirs else Place(ours, theirs)
+        return Place(ours, theirs, theirs)
 
     def begin(self, text: bytes) -> tuple[Path, Place]:
         """The place after a text that is known, such as a prompt without a template."""
@@ -102,15 +112,14 @@ class Bridge:
         Spellings that go another way than the candidate's own are left out where the rows say that they weigh less than `least`.
         """
         found: set[Path] = set()
-        weigher = self.weigher(place, rows, least)
-        _, singly = self._weighed(weigher, place, candidates)
-        for at in singly:
+        known = self._known(place, candidates, rows, least)
+        for at in known.open(rows):
             token = candidates[at]
             if token not in self.remote.vocabulary.control:
                 exact, overhangs = self.small.onward(place.tail, self._ours(place, self.remote.tokens[token]))
                 found.update(path[:size] for path in exact for size in range(len(path)))
                 astray = (o.path for o in overhangs if o.path not in rows)
-                found.update(path[:size] for path in astray if weigher.heavy(path) for size in range(len(path) + 1))
+                found.update(path[:size] for path in astray if known.weigher.heavy(path) for size in range(len(path) + 1))
         for token in ahead:
             if token not in self.remote.vocabulary.control:
                 found.update(self.small.onward(place.tail, self._ours(place, self.remote.tokens[token]))[0])
@@ -122,55 +131,58 @@ class Bridge:
         weigher.given(self.small.paths(place.tail), self.small.overhangs(place.tail))
         return weigher
 
-    def _weighed(self, weigher: Weigher, place: Place, candidates: Sequence[int]) -> tuple[dict[int, Tally], list[int]]:
-        """The tallies of the candidates that can be weighed all at once, and which must be looked at one by one."""
-        paths = self.small.paths(place.tail)
-        done: dict[int, Tally] = {}
-        if weigher.least >= LEAST and len(paths) == 1 and not place.pending:
-            for at, exact, tally in self._at_once(weigher, place, paths[0], tuple(candidates)):
-                if exact not in weigher.rows:
-                    done[at] = tally
-        return done, [at for at in range(len(candidates)) if at not in done]
+    def _known(self, place: Place, candidates: Sequence[int], rows: Rows, least: float) -> _Known:
+        """What the rows of the cover tell; kept for a few places, for each is asked about twice."""
+        cover, of = [rows[path] for path in self.cover(place)], (place, tuple(candidates), least)
+        kept = self._kept.get(of)
+        if kept is not None and all(map(operator.is_, kept.rows, cover)):
+            kept.weigher.rows = rows
+            return kept
+        weigher, paths = self.weigher(place, rows, least), self.small.paths(place.tail)
+        tallies, done = Tallies(np.zeros((3, len(candidates), weigher.models))), {}
+        at = [i for i, token in enumerate(candidates) if self._apart(place, token)] if least >= LEAST and len(paths) == 1 else []
+        if at:
+            apart, heavy = self.templates.weigh(weigher, paths[0], [candidates[i] for i in at])
+            tallies.mass[:, at], tallies.leaves = apart.mass, apart.leaves
+            done = {i: (*paths[0], int(self.templates.exact[candidates[i]])) for i, closer in zip(at, heavy, strict=True) if not closer}
+        if len(self._kept) >= _PLACES:
+            self._kept.clear()
+        found = self._kept[of] = _Known(len(candidates), cover, weigher, done, tallies)
+        return found
 
-    def _at_once(self, weigher: Weigher, place: Place, path: Path, candidates: tuple[int, ...]) -> list[tuple[int, Path, Tally]]:
-        """The tallies of all candidates that have a template here, with the paths that spell them; kept, for a place is read twice."""
-        rows = [weigher.rows[path[:size]] for size in range(len(path) + 1)]
-        known = self._kept
-        if known is not None and known.of == (place, candidates) and all(map(operator.is_, known.rows, rows)):
-            return known.tallies
-        templates = [(at, self.templates.of(token)) for at, token in enumerate(candidates) if token not in self.remote.vocabulary.control]
-        found = [(at, template) for at, template in templates if template is not None and self._sealed(place, candidates[at])]
-        weighed = self.templates.weigh(weigher, path, [template for _, template in found]) if found else []
-        tallies = [(at, (*path, template.exact), tally) for (at, template), tally in zip(found, weighed, strict=True) if tally is not None]
-        self._kept = _Kept((place, candidates), rows, tallies)
-        return tallies
-
-    def _sealed(self, place: Place, token: int) -> bool:
+    def _apart(self, place: Place, token: int) -> bool:
+        """Whether a token's spelling does not touch what stands before it, on neither side, and can be looked up."""
+        if place.pending or token in self.remote.vocabulary.control or not self.templates.has(token):
+            return False
         data = self.remote.tokens[token]
         ours = not place.tail or self.small.sealed(place.tail, data)
         return ours and (not place.remote_tail or self.remote.sealed(place.remote_tail, data))
 
     def read(self, place: Place, candidates: Sequence[int], rows: Rows, *, least: float = LEAST) -> Shares:
         """S(c) of the candidates from the rows of `cover` and `nodes`; rows of further paths make the bounds narrower."""
-        weigher = self.weigher(place, rows, least)
-        models = weigher.models
-        place_tally = Tally(models)
+        known = self._known(place, candidates, rows, least)
+        weigher, place_tally = known.weigher, Tally.empty(known.weigher.models)
         standing = self.boundary(weigher, place, place_tally)
-        done, _ = self._weighed(weigher, place, candidates)
-        columns = [done.get(at) or self.candidate(weigher, place, token, Tally(models)) for at, token in enumerate(candidates)]
-        lower, now, upper = (np.empty((models, len(columns))) for _ in range(3))
-        for at, tally in enumerate(columns):
-            lower[:, at], now[:, at], upper[:, at] = tally.yes, tally.yes + tally.now, tally.yes + tally.now + tally.may
+        tallies = Tallies(known.tallies.mass.copy(), [leaf for leaf in known.tallies.leaves if leaf[1] not in rows])
+        for at in known.open(rows):
+            tallies.mass[:, at] = 0.0
+            self.candidate(weigher, place, candidates[at], tallies.of(at))
+        lower, now, upper = np.cumsum(tallies.mass, 0).transpose(0, 2, 1)
         sure, likely = place_tally.yes[:, None], (place_tally.yes + place_tally.now)[:, None]
         most = likely + place_tally.may[:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
-            shares = [np.nan_to_num(part) for part in (now / np.maximum(likely, now), lower / most, upper / np.maximum(sure, upper))]
-        neutral = np.array([self.neutral(token) for token in candidates], dtype=bool)
-        leaves = sorted((leaf for tally in [place_tally, *columns] for leaf in tally.leaves), reverse=True)
-        return Shares(shares[0], shares[1], shares[2], neutral, tuple(leaves), tuple(standing))
+            shares = now / np.maximum(likely, now), lower / most, upper / np.maximum(sure, upper)
+        for share in shares:
+            share[np.isnan(share)] = 0.0
+        neutral = self._neutral[list(candidates)]
+        leaves = sorted(place_tally.leaves + tallies.leaves, reverse=True)
+        return Shares(*shares, neutral, tuple(leaves), tuple(standing))
 
     def neutral(self, token: int) -> bool:
         """Whether a token of the remote has no counterpart in the small model's tokens."""
+        return bool(self._neutral[token])
+
+    def _unmatched(self, token: int) -> bool:
         if token in self.remote.vocabulary.control:
             return token not in self.control
         data = self.remote.tokens[token]
@@ -180,9 +192,12 @@ class Bridge:
         """Count the mass of texts in which a token of the remote begins at the end of the prefix; where the models stand then."""
         event = Event(self._theirs(place), place.pending, None)
         standing: list[tuple[Path, Float[np.ndarray, " models"]]] = []
+        counted = np.zeros(weigher.models)
 
         def stands(path: Path) -> None:
-            standing.append((path, tally.yes + tally.now - sum((weight for _, weight in standing), start=np.zeros(weigher.models))))
+            nonlocal counted
+            before, counted = counted, tally.yes + tally.now
+            standing.append((path, counted - before))
 
         for path in self.small.paths(place.tail):
             weigher.node(event, path, b"", tally, without=self.void)
@@ -192,13 +207,13 @@ class Bridge:
             stands(overhang.path)
         return standing
 
-    def candidate(self, weigher: Weigher, place: Place, token: int, tally: Tally) -> Tally:
+    def candidate(self, weigher: Weigher, place: Place, token: int, tally: Tally) -> None:
         """Count the mass of texts that the remote's tokenizer goes on with `token`."""
         if token in self.remote.vocabulary.control:
             if token in self.control:
                 path = (*self.small.path(place.tail), self.control[token])
                 weigher.settle(path, weigher.weight(path), tally, now=True, certain=True, hit=0.0)
-            return tally
+            return
         data = self._ours(place, self.remote.tokens[token])
         pending = place.pending if self.remote.tokens[token].startswith(place.pending) else b""
         event = Event(self._theirs(place), pending, token)
@@ -207,7 +222,9 @@ class Bridge:
             weigher.leaf(event, path, data, weigher.weight(path), tally)
         for overhang in overhangs:
             weigher.tokens(event, overhang.path, overhang.ids, len(place.tail) + len(data) - overhang.at, data, tally)
-        return tally
+        if pending != place.pending:  # the remote's tokenizer never begins a text with this token, though the remote may
+            tally.now += tally.yes
+            tally.yes[:] = 0.0
 
 
 def beginnings(paths: Iterable[Path]) -> list[Path]:

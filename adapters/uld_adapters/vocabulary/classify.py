@@ -97,7 +97,9 @@ def require_bytes(remote: Vocabulary, small: Vocabulary) -> None:
         if changes := [name for name in mine.normalisers if name not in _BEARABLE]:
             raise TokenizerMismatch(
                 f"{about} changes every text before it splits it ({', '.join(changes)}): its tokens do not spell what was written",
-                hint="use a small model whose tokenizer keeps texts as they are (byte-level BPE, SentencePiece with identity)",
+                hint="use a small model with the same tokenizer"
+                if mine is remote
+                else "use a small model whose tokenizer keeps texts as they are (byte-level BPE, SentencePiece with identity)",
             )
         if missing := [byte for byte in _unspelled(mine) if byte not in _UNUSED]:
             raise TokenizerMismatch(
@@ -157,10 +159,18 @@ def _neutral(remote: Vocabulary, small: Vocabulary, kind: Kind) -> list[tuple[st
     found = [(name or f"id {token}", "a control token without a counterpart") for token, name in named if token not in control]
     if kind == "bridge":
         texts = ((token, data) for token, data in enumerate(remote.tokens) if token not in remote.control)
-        found += [(repr(data)[2:-1], "bytes that the small side cannot spell") for _, data in texts if set(data) & set(_unspelled(small))]
+        found += [(_shown(data), "bytes that the small side cannot spell") for _, data in texts if set(data) & set(_unspelled(small))]
     if kind in ("bridge", "path") and remote.spelling is not None and isinstance(remote.spelling.speller, Bpe):
         speller = remote.spelling.speller
         usable = speller.reachable | set(speller.whole.values())
         never = [token for token in range(remote.rows) if token not in usable and token not in remote.control]
-        found += [(remote.tokens[token].decode(errors="replace"), "never written by its own tokenizer") for token in never]
+        found += [(_shown(remote.tokens[token]), "never written by its own tokenizer") for token in never]
     return found
+
+
+def _shown(data: bytes) -> str:
+    """A token's text with what nobody sees as escapes, or its bytes."""
+    try:
+        return repr(data.decode())[1:-1]
+    except UnicodeDecodeError:
+        return repr(data)[2:-1]

@@ -4,8 +4,9 @@ from collections.abc import Collection, Mapping
 from enum import StrEnum
 from typing import Any
 
+# Of several that one vocabulary has, the first is what its answers end with: Llama's <|eom_id|> only hands over to a tool.
 ENDS_OF_TURN = (
-    "<|im_end|>", "<|eot_id|>", "<|eot|>", "<|end|>", "<end_of_turn>", "<|eom_id|>", "<|eom|>", "<|END_OF_TURN_TOKEN|>", "<|return|>",
+    "<|im_end|>", "<|eot_id|>", "<|eot|>", "<|end|>", "<end_of_turn>", "<|END_OF_TURN_TOKEN|>", "<|return|>", "<|eom_id|>", "<|eom|>",
 )  # fmt: skip
 ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<｜end▁of▁sentence｜>", "<EOS_TOKEN>")
 
@@ -47,8 +48,8 @@ def template_end(tokenizer: Any) -> int | None:
 def matched(remote: Mapping[int, Role], small: Mapping[int, Role], remote_tokens: Any, small_tokens: Any) -> dict[int, int]:
     """The small side's counterpart of the remote's control tokens.
 
-    By name where both have it, else by role; a remote that ends turns finds the small side's end of text where that has no
-    other end. What is left out has no counterpart.
+    By name where both have it, else by role, of several ends the one that answers end with; a remote that ends turns finds the small
+    side's end of text where that has no other end. What is left out has no counterpart.
     """
     names = {small_tokens[token]: token for token in small}
     found = {token: names[remote_tokens[token]] for token in remote if remote_tokens[token] in names}
@@ -61,6 +62,14 @@ def matched(remote: Mapping[int, Role], small: Mapping[int, Role], remote_tokens
             continue
         wanting = [token for token, its in remote.items() if its is role and token not in found]
         if wanting and not any(remote[token] is role for token in found):
-            found[wanting[0]] = free[0]
-            taken.add(free[0])
+            mine = min(wanting, key=lambda token: _rank(remote_tokens[token]))
+            found[mine] = min(free, key=lambda token: _rank(small_tokens[token]))
+            taken.add(found[mine])
     return found
+
+
+def _rank(name: bytes) -> int:
+    """How far down the lists a name stands; what only a template or a configuration knows as an end comes before them."""
+    known = (*ENDS_OF_TURN, *ENDS_OF_TEXT)
+    text = name.decode(errors="replace")
+    return known.index(text) if text in known else -1

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -10,16 +11,15 @@ from jaxtyping import Int
 from uld_adapters.errors import TokenizerMismatch
 from uld_adapters.vocabulary.bpe import Bpe
 from uld_adapters.vocabulary.index import TokenIndex
-from uld_adapters.vocabulary.spelling import cuts
 from uld_adapters.vocabulary.tokens import Vocabulary
 from uld_adapters.vocabulary.words import completions, unfinished, whole
 
 T = TypeVar("T")
 Split = tuple[int, ...]  # where words begin and end
 # What may follow a text and move the cuts at its end: letters, spaces, breaks, digits, contractions, marks, other scripts.
-_PROBES = ("", "a", "S", " ", " a", "\n", "1", ".", "'", "'s", "e", "t", "\u0301", "漢", "😀")
+_PROBES = ("", "a", "S", " ", " a", "\n", "1", ".", "'", "'s", "e", "t", "l", "\u0301", "漢", "😀")
 _BEYOND = ("", "a", " ", "1")
-_AFTER, _NEAR = ("", "s", "e", "1", " a"), 3  # what may move a cut that lies no more than three bytes back
+_AFTER, _NEAR = ("", "s", "e", "l", "1", " a", "\n"), 3  # what may move a cut that lies no more than three bytes back
 _WIDE = 16
 _KEPT = 100_000
 _LONG = 48  # bytes of a word without cuts, beyond which its certain tokens are let go
@@ -63,8 +63,9 @@ class Covers:
         self._splits: dict[bytes, tuple[Split, ...]] = {}
         self._overhangs: dict[bytes, tuple[Overhang, ...]] = {}
         self._paths: dict[bytes, tuple[tuple[int, ...], ...]] = {}
-        self._sealed: dict[bytes, bool] = {}
+        self._sealed: dict[bytes, dict[bytes, bool]] = {}
         self._onward: tuple[bytes, dict[bytes, tuple[list[tuple[int, ...]], list[Overhang]]]] = (b"", {})
+        self._beyond: dict[bytes, Int[np.ndarray, " n"]] = {}
         self._fits: dict[bytes, Int[np.ndarray, " n"]] = {}
         self._matrix = np.frombuffer(b"".join(t[:_WIDE].ljust(_WIDE, b"\0") for t in self.tokens), dtype=np.uint8).reshape(-1, _WIDE)
 
@@ -86,9 +87,9 @@ class Covers:
         begin = 0
         for cut in split:
             if begin < cut <= end:
-                ids += self.spelling.speller.spell(tail[begin:cut])
+                ids += self.spelling.word(tail[begin:cut], ended=True)
                 begin = cut
-        word = self.spelling.speller.spell(tail[begin:end], ended=False) if begin < end else ()
+        word = self.spelling.word(tail[begin:end], ended=False) if begin < end else ()
         return (*ids, *word), word
 
     def advance(self, tail: bytes) -> tuple[tuple[int, ...], bytes]:
@@ -106,7 +107,8 @@ class Covers:
         shared = next((i for i, column in enumerate(zip(*covers, strict=False)) if len(set(column)) > 1), min(map(len, covers)))
         size = sum(len(self.tokens[i]) for i in covers[0][:shared])
         rest = tail[size:]
-        if not size or cuts(self.spelling.split(rest)) != {at - size for at in cuts(self.spelling.split(tail)) if at >= size}:
+        (before,), (after,) = self.spelling.cuts(tail), self.spelling.cuts(rest)
+        if not size or set(after) != {at - size for at in before if at >= size}:
             return (), tail
         return covers[0][:shared], rest
 
@@ -118,7 +120,7 @@ class Covers:
         found: dict[tuple[tuple[int, ...], int], Int[np.ndarray, " n"]] = {}
         splits, begin = self.splits(tail), max(self._certain(tail), len(tail) - self.index.longest + 1)
         for at in range(begin, len(tail)):
-            ids = self.index.beyond(tail[at:])
+            ids = remembered(self._beyond, tail[at:], partial(self.index.beyond, tail[at:]))
             if not ids.size:
                 continue
             for split in dict.fromkeys(tuple(cut for cut in split if cut <= at) for split in splits):
@@ -140,7 +142,7 @@ class Covers:
         """The bytes that tokens, all longer than `at`, have there."""
         if at >= _WIDE:
             return {self.tokens[i][at] for i in ids.tolist()}
-        return set(np.unique(self._matrix[ids, at]).tolist())
+        return set(np.bincount(self._matrix[ids, at]).nonzero()[0].tolist())
 
     def _certain(self, tail: bytes) -> int:
         """The last place before the end where a word begins whatever follows."""
@@ -158,7 +160,7 @@ class Covers:
         open_ = unfinished(tail)
         known = tail[: len(tail) - open_]
         probes = [char + more for char in completions(tail[-open_:]) for more in _BEYOND] if open_ else _PROBES
-        found = [tuple(sorted(at for at in cuts(self.spelling.split(known, probe)) if at <= len(known))) for probe in probes]
+        found = self.spelling.cuts(known, probes)
         if open_ and known:  # patterns may name single characters, so that no sample of them tells whether one is cut off
             found += [(*split, len(known)) if split[-1] < len(known) else split[:-1] for split in found]
         return tuple(dict.fromkeys(found))
@@ -180,7 +182,8 @@ class Covers:
         """Whether a tail and the bytes that follow it are spelled apart, whatever comes after them."""
         if self.spelling.words is not whole:
             near = data[:_NEAR] if data[:_NEAR].isascii() else data
-            return remembered(self._sealed, tail + b"\xff" + near, lambda: self._cut_between(tail, near))
+            known = remembered(self._sealed, tail, dict)
+            return remembered(known, near, lambda: self._cut_between(tail, near))
         for overhang in self.overhangs(tail):
             rest = tail[overhang.at :]
             for low, high in self.index.touching(rest + data):
@@ -194,9 +197,9 @@ class Covers:
         open_ = unfinished(data)
         known = tail + data[: len(data) - open_]
         if data[:1] in b" \n" and data[1:2].isalpha() and data.isascii():  # a letter after a space: nothing moves the cut before both
-            return len(tail) in cuts(self.spelling.split(known))
+            return self.spelling.divided(known, len(tail))
         probes = [char + more for char in completions(data[-open_:]) for more in _BEYOND] if open_ else _AFTER
-        return all(len(tail) in cuts(self.spelling.split(known, probe)) for probe in probes)
+        return self.spelling.divided(known, len(tail), probes)
 
 
 def remembered(kept: dict[bytes, T], key: bytes, make: Callable[[], T]) -> T:

@@ -11,10 +11,22 @@ from typing import Any
 from uld_adapters.errors import MissingExtra, TokenizerMismatch, UsageError
 from uld_adapters.vocabulary.bpe import Bpe, implied_merges
 from uld_adapters.vocabulary.spelling import Spelling, Unigram, plain
-from uld_adapters.vocabulary.words import Words, by_pre_tokenizer, by_spaces
+from uld_adapters.vocabulary.words import Pattern, Words, by_neighbours, by_pre_tokenizer, whole
 
 _MARKER = re.compile(r"\[[A-Z0-9_/]+\]")  # control tokens in all but name, such as [REFERENCE_DOC_0]
 SPACE = "▁"  # how SentencePiece writes a space
+
+
+def cut_by(pattern: str | None, *, whose: str) -> Words:
+    """Words by the pattern of a vocabulary named `whose`, uncut without one; raises UsageError for what is no regular expression."""
+    import regex
+
+    try:
+        return whole if pattern is None else Pattern(pattern)
+    except regex.error as error:
+        raise UsageError(
+            f"the pattern of {whose or 'the vocabulary'} is no regular expression: {error}", hint="give it as the tokenizer's authors do"
+        ) from error
 
 
 def ranked_spelling(tokens: Sequence[bytes], order: Sequence[int], words: Words, *, start: bytes = b"") -> Spelling:
@@ -51,6 +63,8 @@ def sentencepiece_parts(path: Path) -> tuple[list[bytes], dict[str, int], Spelli
     blob = path.read_bytes()
     proto = schema.ModelProto()
     try:
+        if not blob:
+            raise ValueError("it is empty")
         proto.ParseFromString(blob)
         SentencePieceProcessor(model_proto=blob)
     except Exception as error:  # protobuf and SentencePiece raise classes of their own
@@ -77,7 +91,7 @@ def sentencepiece_parts(path: Path) -> tuple[list[bytes], dict[str, int], Spelli
     changes = () if proto.normalizer_spec.name in ("identity", "") else (proto.normalizer_spec.name.upper(),)
     if proto.normalizer_spec.remove_extra_whitespaces:
         changes = (*changes, "remove_extra_whitespaces")
-    words = with_atoms(by_spaces(tokens[token] for token in order), atomic)
+    words = with_atoms(by_neighbours(tokens[token] for token in order), atomic)
     start = b" " if proto.normalizer_spec.add_dummy_prefix else b""
     if proto.trainer_spec.model_type == schema.TrainerSpec.BPE:
         single = {token for token in order if len(proto.pieces[token].piece) == 1}
@@ -152,7 +166,7 @@ def hf_spelling(state: Mapping[str, Any], tokens: Sequence[bytes], alphabet: Map
     steps = _flat(state.get("pre_tokenizer"), "pretokenizers")
     written = [step["content"] for step in hf_normalisers(state) if step["type"] == "Replace" and not changes_text(step)]
     start = _start(state, steps)
-    words = _hf_words(steps, space=written[0] if written else " ") or by_spaces(tokens)
+    words = _hf_words(steps, space=written[0] if written else " ") or by_neighbours(tokens)
     words = with_atoms(words, atomic)
     if kind == "Unigram":
         return Spelling(words, Unigram(_hf_model(state), tuple(tokens), SPACE), start)

@@ -18,6 +18,9 @@ class TokenIndex:
         self.longest = max(map(len, self.keys), default=0)
         firsts = np.fromiter((key[0] for key in self.keys), dtype=np.uint8, count=len(self.keys))
         self._edges = np.searchsorted(firsts, np.arange(257))
+        self.here = np.zeros(len(tokens), dtype=bool)
+        self.here[self.ids] = True
+        self.others = np.flatnonzero(~self.here)
 
     def span(self, prefix: bytes) -> tuple[int, int]:
         """Where in `ids` the tokens stand that begin with the prefix."""

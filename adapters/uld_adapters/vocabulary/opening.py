@@ -34,8 +34,9 @@ def _head_rows(config: Path) -> int:
         value = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return 0
-    value = value if isinstance(value, dict) else {}
-    return int(value.get("vocab_size") or value.get("text_config", {}).get("vocab_size") or 0)
+    places = (value, value.get("text_config")) if isinstance(value, dict) else ()
+    sizes = [place.get("vocab_size") for place in places if isinstance(place, dict)]
+    return next((size for size in sizes if isinstance(size, int)), 0)
 
 
 def open_tokenizer(source: Any) -> Any:
@@ -85,4 +86,7 @@ def _from_json(path: Path) -> Any:
         return load_tokenizer(path.parent)
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast(tokenizer_file=str(path))
+    try:
+        return PreTrainedTokenizerFast(tokenizer_file=str(path))
+    except Exception as error:  # tokenizers raises a bare Exception
+        raise UsageError(f"{path} is no tokenizer file: {error}", hint=f"give {KINDS}") from error

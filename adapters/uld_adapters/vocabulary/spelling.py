@@ -1,13 +1,14 @@
 """How a tokenizer spells a text: it cuts it into words, and each word into tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from uld_adapters.vocabulary.words import Words, readable
+from uld_adapters.vocabulary.words import Neighbours, Pattern, Words, readable
 
 
 class Speller(Protocol):
@@ -25,7 +26,11 @@ class Speller(Protocol):
 
 
 class Unigram:
-    """Spelling by the most probable pieces, for which any neighbour may change all of a word."""
+    """Spelling by the most probable pieces, for which any neighbour may change all of a word.
+
+    Of spellings with the same pieces in another order ("a", "aa") the model takes one by how its sums are rounded, which depends on
+    what stands before the word; that is not followed.
+    """
 
     def __init__(self, model: Any, tokens: tuple[bytes, ...], space: str) -> None:
         self._model, self._tokens, self._space = model, tokens, space
@@ -52,49 +57,52 @@ class Spelling:
     words: Words
     speller: Speller
     start: bytes = b""
-    _known: dict[bytes, tuple[int, ...]] = field(default_factory=dict)
+    _words: dict[tuple[bytes, bool], tuple[int, ...]] = field(default_factory=dict)
 
     def encode(self, data: bytes, *, ended: bool = True) -> tuple[int, ...]:
         """The ids of a text; `ended` says that no more of its last word will come."""
         ids: list[int] = []
         words = self.split(data)
         for number, word in enumerate(words):
-            if ended or number + 1 < len(words):
-                known = self._known.get(word)
-                if known is None:
-                    if len(self._known) > 200_000:
-                        self._known.clear()
-                    known = self._known[word] = self.speller.spell(word)
-                ids += known
-            else:
-                ids += self.speller.spell(word, ended=False)
+            ids += self.word(word, ended=ended or number + 1 < len(words))
         return tuple(ids)
 
-    def split(self, data: bytes, then: str = "") -> list[bytes]:
-        """The words of a text as bytes; `then` is what follows it, and stands in the last of them."""
+    def word(self, word: bytes, *, ended: bool) -> tuple[int, ...]:
+        """The ids of a word; `ended` says that no more of it will come."""
+        found = self._words.get((word, ended))
+        if found is None:
+            if len(self._words) > 200_000:
+                self._words.clear()
+            found = self._words[word, ended] = self.speller.spell(word, ended=ended)
+        return found
+
+    def split(self, data: bytes) -> list[bytes]:
+        """The words of a text as bytes."""
+        (places,) = self.cuts(data)
+        return [data[begin:end] for begin, end in pairwise(places)]
+
+    def cuts(self, data: bytes, following: Sequence[str] = ("",)) -> list[tuple[int, ...]]:
+        """Where words of a text begin and end, as offsets in bytes, for each of the texts that may follow it."""
         text, widths = readable(data)
-        words = self.words(text + then)
-        if then:
-            widths = widths + [len(c.encode()) for c in then]
-        whole = data + then.encode()
-        if len(words) == 1:
-            return [whole]
-        pieces, at, begin = [], 0, 0
-        for word in words:
-            at += len(word)
-            end = at if len(widths) == len(whole) else begin + sum(widths[at - len(word) : at])
-            pieces.append(whole[begin:end])
-            begin = end
-        return pieces
+        ends = None if len(text) == len(data) else list(accumulate(widths))
+        found = []
+        for then in following:
+            places, at = [0], 0
+            for word in self.words(text + then):
+                at += len(word)
+                if at > len(text):
+                    break
+                places.append(at if ends is None else ends[at - 1])
+            found.append(tuple(places))
+        return found
 
-
-def cuts(words: list[bytes]) -> set[int]:
-    """Where words begin and end, as offsets in bytes."""
-    at, found = 0, {0}
-    for word in words:
-        at += len(word)
-        found.add(at)
-    return found
+    def divided(self, data: bytes, at: int, following: Sequence[str] = ("",)) -> bool:
+        """Whether a word begins at the byte `at` inside a text, whichever of the texts follows it."""
+        if not isinstance(self.words, Pattern | Neighbours):
+            return all(at in places for places in self.cuts(data, following))
+        text, widths = readable(data)
+        ends = list(accumulate(widths))
+        return at in ends and all(self.words.divides(text + then, ends.index(at) + 1) for then in following)
 
 
 def plain(tokens: Mapping[int, bytes]) -> dict[bytes, int]:

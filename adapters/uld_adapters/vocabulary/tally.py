@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple, Self
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from uld_adapters.vocabulary.cover import Covers, Overhang
 from uld_adapters.vocabulary.outcome import NONE, Outcomes
@@ -14,8 +15,7 @@ LEAST = 1e-3  # share of a position below which a spelling is not looked at by i
 CROWD = 256  # nor are so many tokens in one place
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """That the token `token` of the remote begins where `tail` ends, or (None) that any does.
 
     The small model's text is the remote's without the bytes `pending` at its start.
@@ -41,14 +41,28 @@ class Tally:
     `leaves` are the open leaves with their weight.
     """
 
-    models: int
-    yes: Float[np.ndarray, " models"] = field(init=False)
-    now: Float[np.ndarray, " models"] = field(init=False)
-    may: Float[np.ndarray, " models"] = field(init=False)
+    yes: Float[np.ndarray, " models"]
+    now: Float[np.ndarray, " models"]
+    may: Float[np.ndarray, " models"]
     leaves: list[tuple[float, Path]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.yes, self.now, self.may = (np.zeros(self.models) for _ in range(3))
+    @classmethod
+    def empty(cls, models: int) -> Self:
+        """Nothing counted yet."""
+        return cls(*np.zeros((3, models)))
+
+
+@dataclass
+class Tallies:
+    """Tallies of many events side by side: `mass` are yes, now and may of each, shape (3, events, models)."""
+
+    mass: Float[np.ndarray, "3 events models"]
+    leaves: list[tuple[float, Path]] = field(default_factory=list)
+
+    def of(self, at: int) -> Tally:
+        """The tally of one event, which counts into the whole."""
+        yes, now, may = self.mass[:, at]
+        return Tally(yes, now, may, self.leaves)
 
 
 class Weigher:
@@ -84,30 +98,42 @@ class Weigher:
             self._weights[path] = found = found * self.weight(path[:-1])
         return found
 
+    def _most(self, path: Path) -> float:
+        """The largest probability of a path under any of the models."""
+        return most(self.weight(path))
+
     def heavy(self, path: Path) -> bool:
         """Whether a path may have the mass `least`, as far as the rows tell."""
         known = next((size for size in range(len(path)) if path[:size] not in self.rows), len(path))
-        return bool(self.weight(path[:known])[:-1].max() >= self.least)
+        return self._most(path[:known]) >= self.least
 
     def node(self, event: Event, path: Path, more: bytes, tally: Tally, *, without: Int[np.ndarray, " n"] | None = None) -> None:
         """All texts after a path whose row is known."""
         hit = self.outcomes.hitters(event.tail, event.pending + more)
-        chances = self.rows[path][:, hit]
-        mass = self._sum(chances)
+        mass, heavy = self._looked(path, hit)
         now = event.judge(self.outcomes, more)[0]
-        if now:
-            more_without = [hit] if without is None else [hit, without]
-            self.others(path, more_without, mass if without is None else mass + self._sum(self.rows[path][:, without]), tally)
-        self._singly(event, path, hit, chances, mass, more, 0, tally, rest=tally.now if now and event.token is None else tally.may)
+        if now and without is not None:
+            self.others(path, [hit, without], mass + self._sum(self.rows[path][:, without]), tally)
+        elif now:
+            self.others(path, [hit], mass, tally)
+        self._singly(event, path, hit, heavy, mass, more, 0, tally, rest=tally.now if now and event.token is None else tally.may)
+
+    def _looked(self, path: Path, ids: Int[np.ndarray, " n"]) -> tuple[Float[np.ndarray, " models"], list[int]]:
+        """The mass of tokens after a path, and which of them have the mass `least`."""
+        row, index = self.rows[path], self.small.index
+        least = self.least / max(self._most(path), self.least)
+        if ids is index.ids:  # all that can be spelled: the others are fewer to add up
+            heavy = np.flatnonzero(_any(row >= least))
+            return 1 - self._sum(row[:, index.others]), heavy[index.here[heavy]].tolist()
+        chances = row[:, ids]
+        return self._sum(chances), ids[_any(chances >= least)].tolist()
 
     def others(self, path: Path, without: Sequence[Int[np.ndarray, " n"]], mass: Float[np.ndarray, " models"], tally: Tally) -> None:
         """Count all tokens after a path but some, of this mass there, for certain."""
         tally.yes += self.weight(path) * np.maximum(1.0 - mass, 0.0)
 
-    def group(
-        self, path: Path, ids: Int[np.ndarray, " n"], heavy: Int[np.ndarray, " few"], tally: Tally, rest: Float[np.ndarray, " models"]
-    ) -> None:
-        """Told of tokens after a path: those at the places `heavy` are looked at one by one, the others were counted to `rest`."""
+    def group(self, path: Path, ids: Int[np.ndarray, " n"], heavy: Sequence[int], tally: Tally, rest: Float[np.ndarray, " models"]) -> None:
+        """Told of tokens after a path: the `heavy` ones are looked at one by one, the others were counted to `rest`."""
 
     def _sum(self, chances: Float[np.ndarray, "rows n"]) -> Float[np.ndarray, " models"]:
         """The mass of tokens by model."""
@@ -122,22 +148,22 @@ class Weigher:
             known = next(size for size in range(len(path) + 1) if path[:size] not in self.rows)
             weight = self.weight(path[:known])
             tally.may += weight
-            tally.leaves.append((float(weight[:-1].max()), path))
+            tally.leaves.append((most(weight), path))
             return
         weight = self.weight(path)
-        if self.least >= LEAST and (len(ids) > CROWD or weight[:-1].max() < self.least):
+        if self.least >= LEAST and (len(ids) > CROWD or self._most(path) < self.least):
             tally.may[:-1] += weight[:-1]
             tally.may[-1] += weight[-1] * len(ids) / self.size
             return
-        chances = self.rows[path][:, ids]
-        self._singly(event, path, ids, chances, self._sum(chances), more, skip, tally, rest=tally.may)
+        mass, heavy = self._looked(path, ids)
+        self._singly(event, path, ids, heavy, mass, more, skip, tally, rest=tally.may)
 
     def _singly(
         self,
         event: Event,
         path: Path,
         ids: Int[np.ndarray, " n"],
-        chances: Float[np.ndarray, "rows n"],
+        heavy: Sequence[int],
         mass: Float[np.ndarray, " models"],
         more: bytes,
         skip: int,
@@ -145,16 +171,14 @@ class Weigher:
         *,
         rest: Float[np.ndarray, " models"],
     ) -> None:
-        weight = self.weight(path)
-        rest += weight * mass
-        heavy = np.flatnonzero((chances.max(0) if len(chances) > 1 else chances[0]) >= self.least / max(weight[:-1].max(), self.least))
-        for at in heavy.tolist():
-            each = weight * np.append(chances[:, at], 1 / self.size)
+        """Count tokens of the mass `mass` after a path to `rest`, but look at the heavy ones of them."""
+        rest += self.weight(path) * mass
+        for token in heavy:
+            each = self.weight((*path, token))
             rest -= each
-            token = int(ids[at])
             self.leaf(event, (*path, token), more + self.small.tokens[token][skip:], each, tally)
         self.group(path, ids, heavy, tally, rest)
-        if heavy.size:
+        if heavy:
             np.maximum(rest, 0.0, out=rest)
 
     def leaf(self, event: Event, path: Path, more: bytes, weight: Float[np.ndarray, " models"], tally: Tally) -> None:
@@ -178,4 +202,14 @@ class Weigher:
             tally.now[-1] -= weight[-1] * (1 - hit)
         else:
             tally.may += weight
-        tally.leaves.append((float(weight[:-1].max()), path))
+        tally.leaves.append((most(weight), path))
+
+
+def most(weight: Float[np.ndarray, " models"]) -> float:
+    """The largest of a mass by model, without the uniform one's."""
+    found: float = max(weight.tolist()[:-1])
+    return found
+
+
+def _any(found: Bool[np.ndarray, "rows n"]) -> Bool[np.ndarray, " n"]:
+    return found[0] if len(found) == 1 else np.logical_or.reduce(found, 0)

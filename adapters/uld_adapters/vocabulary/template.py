@@ -1,83 +1,77 @@
 """Candidates whose spelling does not touch what stands before them: looked up once, and weighed all at once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from uld_adapters.vocabulary.cover import Covers
 from uld_adapters.vocabulary.outcome import Outcomes
-from uld_adapters.vocabulary.tally import CROWD, Event, Tally, Weigher
+from uld_adapters.vocabulary.tally import CROWD, Event, Tallies, Weigher, most
 
 Path = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Template:
-    """One of the remote's tokens after a place at which tokens of both sides end for certain.
-
-    `exact` is the small model's token that spells it, `beyond` are those that begin with it (None: a crowd of `many`), `astray`
-    the first ones of other spellings. `hit` is the share of the small vocabulary after which the outcome may be another.
-    """
-
-    exact: int
-    now: bool
-    certain: bool
-    hit: float
-    beyond: Int[np.ndarray, " n"] | None
-    many: int
-    astray: Int[np.ndarray, " n"]
+_YES, _NOW, _MAY, _NEVER = range(4)
 
 
 class Templates:
-    """Templates of the remote's tokens; a token that the small model spells in several pieces has none."""
+    """How the remote's tokens are weighed after a place at which tokens of both sides end for certain, a row a token.
+
+    `exact` is the small model's token that spells it (a token that takes several pieces has none), and `kind` what its mass counts
+    to. `beside` are the tokens that begin with it, unless these are a `crowd`, and the first ones of other spellings; `share` is that
+    of all of them in the small vocabulary, and `free` that of the tokens after which an outcome that holds for now does so for certain.
+    """
 
     def __init__(self, outcomes: Outcomes, small: Covers, size: int) -> None:
         self.outcomes, self.small, self.size = outcomes, small, size
-        self._made: dict[int, Template | None] = {}
+        count = len(outcomes.remote.tokens)
+        self.exact, self.kind, self.crowd = np.zeros(count, dtype=np.int64), np.full(count, _NEVER), np.zeros(count, dtype=bool)
+        self.share, self.free = np.zeros((2, count))
+        self._made: dict[int, bool] = {}
+        self.beside: dict[int, Int[np.ndarray, " n"]] = {}
 
-    def of(self, token: int) -> Template | None:
-        """The template of a token, made when first asked for."""
+    def has(self, token: int) -> bool:
+        """Whether a token has a template, which is made when first asked for."""
         if token not in self._made:
             self._made[token] = self._make(token)
         return self._made[token]
 
-    def _make(self, token: int) -> Template | None:
+    def _make(self, token: int) -> bool:
         data = self.outcomes.remote.tokens[token]
         if not data or self.small.written(data) != data:
-            return None
+            return False
         exact, overhangs = self.small.onward(b"", data)
         if len(exact) > 1 or len(exact[0]) > 1:
-            return None
-        now, certain = Event(b"", b"", token).judge(self.outcomes, data)
+            return False
         beyond = [overhang.ids for overhang in overhangs if not overhang.path]
-        many = sum(map(len, beyond))
         astray = np.array(sorted({overhang.path[0] for overhang in overhangs if overhang.path}), dtype=np.int64)
-        hit = self.outcomes.hitters(b"", data).size / self.size
-        few = np.concatenate(beyond) if beyond else np.empty(0, dtype=np.int64)
-        return Template(exact[0][0], now, certain, hit, None if many > CROWD else few, many, astray)
+        many = sum(map(len, beyond))
+        self.exact[token] = exact[0][0]
+        now, certain = Event(b"", b"", token).judge(self.outcomes, data)
+        self.kind[token] = (_YES if now else _NEVER) if certain else _NOW if now else _MAY
+        self.crowd[token] = many > CROWD
+        self.share[token] = (many + len(astray)) / self.size
+        self.free[token] = 1 - self.outcomes.hitters(b"", data).size / self.size if self.kind[token] == _NOW else 0.0
+        self.beside[token] = astray if many > CROWD else np.concatenate([astray, *beyond])
+        return True
 
-    def weigh(self, weigher: Weigher, path: Path, found: Sequence[Template]) -> list[Tally | None]:
-        """The tallies of candidates at a path; None where spellings beside the candidate's own are heavy, and need a closer look."""
-        row, weight = weigher.rows[path], weigher.weight(path)
-        count = len(found)
-        exact = row[:, [template.exact for template in found]]
-        parts = [np.concatenate([t.astray, t.astray[:0] if t.beyond is None else t.beyond]) for t in found]
+    def weigh(self, weigher: Weigher, path: Path, tokens: Sequence[int]) -> tuple[Tallies, Bool[np.ndarray, " tokens"]]:
+        """The tallies of candidates at a path; and beside which of them other spellings are heavy, so that they need a closer look."""
+        row, weight, at, count = weigher.rows[path], weigher.weight(path), np.array(tokens), len(tokens)
+        parts = [self.beside[token] for token in tokens]
         owner = np.repeat(np.arange(count), [len(part) for part in parts])
-        chances = row[:, np.concatenate(parts)] if parts else row[:, :0]
+        chances = row[:, np.concatenate(parts)] * weight[:-1, None]
         heavy = np.zeros(count, dtype=bool)
-        heavy[owner[(chances * weight[:-1, None]).max(0) >= weigher.least]] = True
-        beside = np.stack([np.bincount(owner, weights=chance, minlength=count) for chance in chances]) if count else np.empty((len(row), 0))
-        tallies: list[Tally | None] = []
-        for at, template in enumerate(found):
-            if heavy[at]:
-                tallies.append(None)
-                continue
-            tally = Tally(weigher.models)
-            tally.may[:-1] = weight[:-1] * (beside[:, at] if template.beyond is not None else 1.0)
-            tally.may[-1] = weight[-1] * (template.many + len(template.astray)) / self.size
-            mass = weight * np.append(exact[:, at], 1 / self.size)
-            weigher.settle((*path, template.exact), mass, tally, now=template.now, certain=template.certain, hit=template.hit)
-            tallies.append(tally)
-        return tallies
+        heavy[owner[(chances >= weigher.least).any(0)]] = True
+        own = np.empty((count, weigher.models))
+        own[:, :-1], own[:, -1] = (row[:, self.exact[at]] * weight[:-1, None]).T, weight[-1] / self.size
+        kind, mass = self.kind[at], np.zeros((4, count, weigher.models))
+        mass[kind, np.arange(count)] = own
+        yes, now, may, _ = mass
+        free = own[:, -1] * self.free[at]  # what follows under the uniform model is known
+        yes[:, -1] += free
+        now[:, -1] -= free
+        for model, chance in enumerate(chances):
+            may[:, model] += np.where(self.crowd[at], weight[model], np.bincount(owner, weights=chance, minlength=count))
+        may[:, -1] += weight[-1] * self.share[at]
+        leaves = [(most(own[i]), (*path, int(self.exact[tokens[i]]))) for i in np.flatnonzero((kind % _NEVER > 0) & ~heavy).tolist()]
+        return Tallies(mass[:_NEVER], leaves), heavy

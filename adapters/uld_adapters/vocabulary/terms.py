@@ -59,10 +59,8 @@ class _Writer(Weigher):
         if tokens.size:
             _terms(tally).append(Term(-1, path, tokens))
 
-    def group(
-        self, path: Path, ids: Int[np.ndarray, " n"], heavy: Int[np.ndarray, " few"], tally: Tally, rest: Float[np.ndarray, " models"]
-    ) -> None:
-        light = np.delete(ids, heavy)
+    def group(self, path: Path, ids: Int[np.ndarray, " n"], heavy: Sequence[int], tally: Tally, rest: Float[np.ndarray, " models"]) -> None:
+        light = ids[~np.isin(ids, heavy)]
         if rest is tally.now and light.size:
             _terms(tally).append(Term(1, path, light))
 
@@ -81,14 +79,14 @@ def _terms(tally: Tally) -> list[Term]:
 def write_terms(bridge: Bridge, place: Place, candidates: Sequence[int], rows: Rows) -> Terms:
     """The terms of s(c) for the candidates; `rows` are those of `Bridge.cover` and `Bridge.nodes`."""
     weigher = bridge.weigher(place, rows, LEAST, kind=_Writer)
-    boundary = _Written(weigher.models)
+    boundary = _Written.empty(weigher.models)
     standing = bridge.boundary(weigher, place, boundary)
     found: list[tuple[Term, ...] | None] = []
     for token in candidates:
         if bridge.neutral(token):
             found.append(None)
             continue
-        tally = _Written(weigher.models)
+        tally = _Written.empty(weigher.models)
         bridge.candidate(weigher, place, token, tally)
         found.append(tuple(tally.terms) or None)
     return Terms(tuple(boundary.terms), tuple(found), tuple((path, float(weight[0])) for path, weight in standing))

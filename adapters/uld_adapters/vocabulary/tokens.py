@@ -13,7 +13,6 @@ from uld_adapters.vocabulary import formats
 from uld_adapters.vocabulary.control import Role, roles, template_end
 from uld_adapters.vocabulary.rank_files import tiktoken_parts
 from uld_adapters.vocabulary.spelling import Spelling
-from uld_adapters.vocabulary.words import by_pattern, whole
 
 # Text on which tokenizers are compared by segmentation: prose, code, digits, contractions, CJK, emoji, marks, chat markup.
 CORPUS = (
@@ -147,7 +146,7 @@ class Vocabulary:
 
     @classmethod
     def _ranked(cls, tokens: tuple[bytes, ...], order: Sequence[int], cut: str | None, names: Mapping[int, str], name: str) -> "Vocabulary":
-        spelling = formats.ranked_spelling(tokens, order, whole if cut is None else by_pattern(cut))
+        spelling = formats.ranked_spelling(tokens, order, formats.cut_by(cut, whose=name))
         return cls._spelled(tokens, names, spelling, (), name)
 
     @classmethod
@@ -197,7 +196,7 @@ class Vocabulary:
         if order is None:
             mark = _fingerprint(tokens, frozenset(control), lambda text: [])
             return cls(tokens, frozenset(control), mark, control, name=name)
-        spelling = formats.ranked_spelling(tokens, order, whole if pattern is None else by_pattern(pattern))
+        spelling = formats.ranked_spelling(tokens, order, formats.cut_by(pattern, whose=name))
         known = {data for data in spelling.speller.atoms}  # type: ignore[attr-defined]  # ranked spellings are BPE
         told = [text for text in CORPUS if all(bytes([byte]) in known for byte in text.encode())]
         mark = _fingerprint(tokens, frozenset(control), lambda text: list(spelling.encode(text.encode())) if text in told else [])
@@ -231,9 +230,11 @@ def load_tokenizer(source: Any) -> Any:
 
             return gguf_tokenizer(path)
         return AutoTokenizer.from_pretrained(str(source))
-    except (OSError, ValueError) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # transformers and tokenizers raise what comes to hand, a bare Exception among it
         raise TokenizerMismatch(
-            f"no tokenizer could be loaded from {str(source)!r}: {str(error).splitlines()[0]}",
+            f"no tokenizer could be loaded from {str(source)!r}: {(str(error) or type(error).__name__).splitlines()[0]}",
             hint="pass tokenizer=... as a folder with tokenizer.json, a GGUF file or a hub name",
         ) from error
 

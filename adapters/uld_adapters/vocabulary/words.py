@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 from unicodedata import category
 
@@ -85,30 +86,59 @@ def whole(text: str) -> list[str]:
     return [text] if text else []
 
 
-def by_pattern(pattern: str) -> Words:
+class Pattern:
     """Words by a regular expression; what it leaves out stands as words of its own."""
-    import regex
 
-    expression = regex.compile(pattern)
+    def __init__(self, pattern: str) -> None:
+        import regex
 
-    def words(text: str) -> list[str]:
+        self._expression = regex.compile(pattern)
+
+    def __call__(self, text: str) -> list[str]:
+        """The words of a text."""
         found, at = [], 0
-        for match in expression.finditer(text):
-            if match.start() > at:
-                found.append(text[at : match.start()])
-            if match.end() > match.start():
-                found.append(match.group())
-            at = match.end()
+        for match in self._expression.finditer(text):
+            start, end = match.span()
+            if start > at:
+                found.append(text[at:start])
+            if end > start:
+                found.append(text[start:end])
+            at = end
         return [*found, text[at:]] if at < len(text) else found
 
-    return words
+    def divides(self, text: str, at: int) -> bool:
+        """Whether one word ends and another begins at a place inside the text, without a look at what comes after it."""
+        before = 0
+        for match in self._expression.finditer(text):
+            start, end = match.span()
+            if end > at:
+                return at in (before, start)
+            before = end
+        return at == before
 
 
-def by_spaces(tokens: Iterable[bytes]) -> Words:
-    """For tokenizers without cuts: words begin at spaces if no token has a space after anything else, else a text is one word."""
-    if any(b" " in token.lstrip(b" ") for token in tokens):
+class Neighbours:
+    """Words of a tokenizer without cuts: no token reaches across two characters that stand side by side in none."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._pairs = {text[at : at + 2] for text in texts for at in range(len(text) - 1)}
+
+    def __call__(self, text: str) -> list[str]:
+        """The words of a text."""
+        places = [0, *(at for at in range(1, len(text)) if self.divides(text, at)), len(text)]
+        return [text[begin:end] for begin, end in pairwise(places) if begin < end]
+
+    def divides(self, text: str, at: int) -> bool:
+        """Whether one word ends and another begins at a place inside the text."""
+        return text[at - 1 : at + 1] not in self._pairs
+
+
+def by_neighbours(tokens: Iterable[bytes]) -> Words:
+    """For tokenizers without cuts; a text is one word where tokens end inside characters."""
+    try:
+        return Neighbours([token.decode() for token in tokens if len(token) > 1])
+    except UnicodeDecodeError:
         return whole
-    return by_pattern(r" *[^ ]+| +")
 
 
 def by_pre_tokenizer(pre_tokenizer: Any, *, space: str = " ") -> Words:
