@@ -178,19 +178,37 @@ def vocabulary(figures: dict[str, Any]) -> str:
 
 
 def retokenised(figures: dict[str, Any]) -> str:
-    """One row a run and kind of question."""
+    """One row a run and kind of question, one a comparison, and what the bridge makes of an assistant."""
     rows = [
-        [name, kind, v["rouge"], f"{v['identical']:.0%}", f"{v['untouched']:.0%}", v["largest_bound"]]
+        [name, kind, v["answers"], v["rouge"], ", ".join(map(str, v["by_seed"])), f"{v['identical']:.0%}", f"{v['untouched']:.0%}",
+         v["alignment"], v["largest_bound"]]
         for name, run in figures["runs"].items()
         for kind, v in run.items()
+    ]  # fmt: skip
+    beside = [
+        [f"{v['run']}, beside {v['beside']}", v["questions"], v["pairs"], *v["rouge"], f"{v['difference']:+} ± {v['standard_error']}"]
+        for v in figures["compared"]
     ]
+    said = [[name, *v.values()] for name, v in figures["said"].items()]
+    learned = [[side, n, *v.values()] for side, trained in figures["losses"].items() for n, v in enumerate(trained)]
     text = (
-        f"{figures['questions']} held-out questions a set, {figures['new_tokens']} tokens an answer. `remote`: SmolLM2 made to speak "
-        "another vocabulary's tokens, with the demo's assistant; `small`: an assistant on a small model with tokens of its own. Target: "
-        "ROUGE-L within 0.05 of the run above it.\n"
+        f"Held-out questions, {figures['new_tokens']} tokens an answer. `one tokenizer`: the demo's assistant, six layers of SmolLM2, "
+        f"beside SmolLM2. `remote`: SmolLM2 made to speak the tokens of a BPE of {figures['vocabulary']}, trained on the demo's texts "
+        f"({figures['few']} questions a set, for it is slow). `small`: the same six layers with those tokens. `both`: that assistant "
+        "beside that remote, the same tokens again. Target: ROUGE-L within 0.05 of the run with one tokenizer.\n\n"
+        f"With few tokens ln |B| is small, and so is the largest shift of one token, alpha (ln |B| - tau): at the alpha of training, "
+        f"{figures['trained_alpha']}, it is 5.9 nats with SmolLM2's tokens and 3.5 with its own. The assistant with tokens of its own "
+        f"runs at {figures['alpha']}, where it is 5.9, too, and once as trained.\n"
     )
-    head = ["run", "questions", "ROUGE-L", "identical", "untouched positions", "largest bound"]
-    return f"## Across tokenizers\n\n{source(figures)}\n{text}\n" + table(head, rows)
+    head = ["run", "questions", "answers", "ROUGE-L", "by training", "identical", "untouched positions", "mode", "largest bound"]
+    differences = ["runs", "questions", "pairs", "ROUGE-L", "beside", "difference, standard error"]
+    sums = ["assistant of", "log p_a", "log s_a", "excess over tau, own tokens", "through the bridge"]
+    losses = ["assistant", "seed", "remember, nats a token", "uniform", "retain hold-out untouched"]
+    return (
+        f"## Across tokenizers\n\n{source(figures)}\n{text}\n{table(head, rows)}\nPaired by question and training:\n\n"
+        f"{table(differences, beside)}\nWhat an assistant with tokens of its own says of SmolLM2's own held-out forget answers, summed in "
+        f"nats, in its tokens and through the bridge:\n\n{table(sums, said)}\nAt the end of training:\n\n{table(losses, learned)}"
+    )
 
 
 SECTIONS = {
