@@ -6,6 +6,7 @@ tokens (`retokenised_remote.py`, slow). A comparison is paired by question and s
 
 A token can lose at most alpha (ln |B| - tau) nats, which is less in a small vocabulary: .75 (10.8 - 3) with SmolLM2's 49152 tokens,
 .75 (7.6 - 3) with 2000. An assistant with tokens of its own therefore runs with the alpha that makes this the same, and once as trained.
+The alpha is that of the formula; both were looked at once on the held-out questions of the first seed before the run that is reported.
 """
 
 import json

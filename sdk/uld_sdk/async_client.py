@@ -26,7 +26,7 @@ from uld_sdk.sampling import Sampling
 from uld_sdk.scoring import score_continuation
 from uld_sdk.settings import Settings
 from uld_sdk.small_side import Chosen, SmallSides, check_once, choose, rule_of
-from uld_sdk.templates import TemplateWarning, template_doubt
+from uld_sdk.templates import TemplateWarning, no_template, template_doubt
 from uld_sdk.verify import Mode
 from uld_sdk.waiting import all_of
 
@@ -75,6 +75,8 @@ class AsyncUnlearnedClient:
                 await self._exchange(self._chosen)
                 if self._lender is not None and not isinstance(self.backend, TakesMessages):
                     self._doubt = await template_doubt(self.backend, capabilities.model, self._lender)
+                elif not isinstance(self.backend, TakesMessages):
+                    self._doubt = no_template(self.backend, trained=any(each.manifest.chat_template for each in self._chosen))
                 self._capabilities = capabilities
         return self._capabilities
 

@@ -7,7 +7,7 @@ from uld_adapters.chat_rendering import renders_alike
 
 
 class TemplateWarning(UserWarning):
-    """The large model's prompts are rendered by the assistant's chat template, which may not be the large model's own."""
+    """The large model's prompts are rendered by the assistant's chat template, which may not be its own, or by none at all."""
 
 
 async def template_doubt(backend: Backend, served: str, base: str) -> str | None:
@@ -24,6 +24,16 @@ async def template_doubt(backend: Backend, served: str, base: str) -> str | None
     return (
         f"no tokenizer was given, so prompts are rendered as for the assistant's base {base}, and {fact};"
         " pass tokenizer=... (--tokenizer) of the served model"
+    )
+
+
+def no_template(backend: Backend, *, trained: bool) -> str | None:
+    """What to say of a tokenizer that has no template; `trained` is whether an assistant saw its prompts through one."""
+    if not trained or backend.tokenizer.chat_template:
+        return None
+    return (
+        "the large model's tokenizer has no chat template, so its prompts are plain lines, though the assistant was trained with one;"
+        " pass tokenizer=... (--tokenizer) that has it, route='chat' with openai, or the whole prompt with raw=True"
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from uld_adapters.chat_rendering import renders_alike
 from uld_adapters.emulator import EmulatorServer, build_app
 from uld_adapters.registry import create_backend
-from uld_adapters.vocabulary.tokens import load_tokenizer
+from uld_adapters.vocabulary.tokens import Vocabulary, load_tokenizer
 from uld_sdk import UnlearnedClient
 from uld_sdk.templates import TemplateWarning
 
@@ -105,3 +105,15 @@ async def test_what_tgi_may_answer(status: int, answer: Any, template: bool, ali
         backend = create_backend("tgi", base_url="http://server", tokenizer=tokenizer, http_client=http)
         assert await renders_alike(backend, tokenizer) is alike
     assert [request.url.path for request in asked] == ["/chat_tokenize"]
+
+
+def test_a_tokenizer_without_a_template_is_told(tiny_target: Path, tiny_artifact: Path) -> None:
+    bare = Vocabulary.from_hf(load_tokenizer(tiny_target))
+    with EmulatorServer(build_app(tiny_target, dialect="openai")) as server:
+        options = {"backend": "openai", "base_url": f"{server.url}/v1", "tokenizer": bare, "top_logprobs": 5}
+        with UnlearnedClient(**options, route="completions", assistant=str(tiny_artifact)) as client:
+            client.generate("go on:", max_new_tokens=1, raw=True)
+            with pytest.warns(TemplateWarning, match=r"no chat template.*pass tokenizer=\.\.\. .* route='chat'"):
+                client.generate(QUESTION, max_new_tokens=1)
+        with UnlearnedClient(**options, route="chat", assistant=str(tiny_artifact)) as client:
+            client.generate(QUESTION, max_new_tokens=1)
