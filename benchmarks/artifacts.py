@@ -8,9 +8,8 @@ from typing import Any
 
 import latency
 
-from uld_offset_models.artifact import load_artifact
 from uld_offset_models.batch_reading import GroupScorer
-from uld_offset_models.loading import load_together
+from uld_offset_models.loading import load_artifact, load_together
 from uld_sdk import UnlearnedClient, train
 from uld_sdk.demo.figures import Plan
 from uld_sdk.demo.questions import Question, load_questions

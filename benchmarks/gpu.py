@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from uld_offset_models.artifact import load_artifact
+from uld_offset_models.loading import load_artifact
 from uld_offset_models.scorer import Scorer, Track
 from uld_sdk import train
 from uld_sdk.demo.questions import load_questions

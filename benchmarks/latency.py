@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx2
 
-from uld_offset_models.artifact import load_artifact
 from uld_offset_models.assistant import base_fingerprint, load_base_tokenizer
+from uld_offset_models.loading import load_artifact
 from uld_sdk import UnlearnedClient
 from uld_sdk.demo import job
 from uld_sdk.demo.figures import Plan

@@ -24,8 +24,8 @@ from retokenised_remote import TOP, Retokenised
 from uld_adapters.vocabulary.bridge import Bridge
 from uld_adapters.vocabulary.shares import excess
 from uld_adapters.vocabulary.tokens import Vocabulary
-from uld_offset_models.artifact import load_artifact
 from uld_offset_models.assistant import SmallModel, base_fingerprint, load_base, load_base_tokenizer, real_rows
+from uld_offset_models.loading import load_artifact
 from uld_offset_models.scorer import Scorer
 from uld_offset_models.tree_scorer import TreeScorer
 from uld_sdk import UnlearnedClient

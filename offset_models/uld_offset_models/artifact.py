@@ -13,8 +13,6 @@ from uld_offset_models.manifest import DIRECT, MANIFEST, RETRAIN, Calibration, M
 from uld_offset_models.saving import saving
 
 if TYPE_CHECKING:
-    import torch
-
     from uld_offset_models.assistant import Gate, SmallModel
     from uld_offset_models.pair import Pair
     from uld_offset_models.pair_scorer import PairScorer
@@ -78,16 +76,6 @@ def verify_files(path: Path, manifest: Manifest) -> None:
     wrong += [f"{name} was added" for name in _members(path) if name not in manifest.files and not _harmless(name)]
     if wrong:
         raise ArtifactCorrupt(f"{path} is not as it was saved: {'; '.join(wrong)}", hint=hint)
-
-
-def load_artifact(path: str | Path, *, base: str | None = None, device: str = "cpu", dtype: "torch.dtype | None" = None) -> Artifact:
-    """Check every hash, load the base, put on it what was trained (float32 by default) and return the assistant or pair in eval mode.
-
-    Raises `ArtifactCorrupt` when files differ and `ArtifactMismatch` when base or tokenizer are not those of the training.
-    """
-    from uld_offset_models.loading import load_together
-
-    return load_together([path], base=base, device=device, dtype=dtype)[0]
 
 
 def save_artifact(

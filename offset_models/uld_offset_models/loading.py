@@ -17,6 +17,14 @@ from uld_offset_models.pair import Pair, load_pair
 from uld_offset_models.thin import thinned
 
 
+def load_artifact(path: str | Path, *, base: str | None = None, device: str = "cpu", dtype: torch.dtype | None = None) -> Artifact:
+    """Check every hash, load the base, put on it what was trained (float32 by default) and return the assistant or pair in eval mode.
+
+    Raises `ArtifactCorrupt` when files differ and `ArtifactMismatch` when base or tokenizer are not those of the training.
+    """
+    return load_together([path], base=base, device=device, dtype=dtype)[0]
+
+
 def load_together(
     paths: Sequence[str | Path], *, base: str | None = None, device: str = "cpu", dtype: torch.dtype | None = None
 ) -> list[Artifact]:

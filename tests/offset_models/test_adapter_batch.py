@@ -13,9 +13,8 @@ from tiny import tiny_model
 from tiny_rows import FORGET, RETAIN
 from uld_adapters.errors import ArtifactMismatch
 from uld_offset_models.adapter_batch import BatchedLora, Delta, Parts
-from uld_offset_models.artifact import load_artifact
 from uld_offset_models.batch_reading import GroupScorer
-from uld_offset_models.loading import load_together
+from uld_offset_models.loading import load_artifact, load_together
 from uld_offset_models.manifest import read_manifest
 from uld_offset_models.thin import ThinLinear, thin_linear
 

@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 import tiny
 from uld_adapters.errors import ArtifactCorrupt, ArtifactMismatch, SaveFailed, UsageError
 from uld_adapters.vocabulary.tokens import tokenizer_fingerprint
-from uld_offset_models.artifact import load_artifact, save_artifact, seal
+from uld_offset_models.artifact import save_artifact, seal
 from uld_offset_models.assistant import base_fingerprint, load_base
+from uld_offset_models.loading import load_artifact
 from uld_offset_models.manifest import BaseReference, Manifest, read_manifest, write_manifest
 from uld_offset_models.network import Assistant, build_assistant
 from uld_offset_models.saving import saving

@@ -8,7 +8,7 @@ import torch
 
 from pairs import KINDS, Whole, save_pair
 from uld_adapters.errors import ArtifactCorrupt
-from uld_offset_models.artifact import load_artifact
+from uld_offset_models.loading import load_artifact
 from uld_offset_models.pair import Pair
 from uld_offset_models.pair_scorer import PairReading, PairScorer
 

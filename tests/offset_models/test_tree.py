@@ -9,7 +9,7 @@ import torch
 
 from decoding import likeness
 from pairs import KINDS, save_pair
-from uld_offset_models.artifact import load_artifact
+from uld_offset_models.loading import load_artifact
 from uld_offset_models.pair import Pair
 from uld_offset_models.pair_scorer import PairScorer
 from uld_offset_models.scorer import Scorer, Track

@@ -24,8 +24,8 @@ from toy import ROWS, Thought, table
 from uld_adapters.errors import ArtifactMismatch, DataError, LogprobsUnavailable, SaveFailed, ServerUnreachable, UnknownName, UsageError
 from uld_adapters.logprobs import Score, TopLogprobs
 from uld_adapters.vocabulary.tokens import end_token_ids
-from uld_offset_models.artifact import load_artifact
 from uld_offset_models.data import data_hash
+from uld_offset_models.loading import load_artifact
 from uld_offset_models.manifest import read_manifest
 from uld_offset_models.shift import Rule
 from uld_sdk.calibration.choice import Thresholds, grid_values

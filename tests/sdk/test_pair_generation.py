@@ -18,7 +18,7 @@ from uld_adapters.emulator import EmulatorServer, build_app
 from uld_adapters.errors import ArtifactMismatch, UsageError
 from uld_adapters.registry import create_backend
 from uld_adapters.vocabulary.tokens import end_token_ids
-from uld_offset_models.artifact import load_artifact
+from uld_offset_models.loading import load_artifact
 from uld_offset_models.shift import Rule
 from uld_sdk import AsyncUnlearnedClient, UnlearnedClient
 from uld_sdk.batching import SmallWorker

@@ -19,8 +19,8 @@ from uld_adapters.logprobs import Draft, TopLogprobs
 from uld_adapters.registry import create_backend
 from uld_adapters.vocabulary.alignment import Identity
 from uld_adapters.vocabulary.tokens import Vocabulary, end_token_ids
-from uld_offset_models.artifact import load_artifact
 from uld_offset_models.assistant import SmallModel
+from uld_offset_models.loading import load_artifact
 from uld_offset_models.scorer import Scorer
 from uld_offset_models.several import JointRule
 from uld_offset_models.shift import Rule

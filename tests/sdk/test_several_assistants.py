@@ -24,7 +24,8 @@ from tiny import lowering, tiny_model
 from tiny_rows import FORGET, RETAIN, write_rows
 from uld_adapters.errors import ArtifactCorrupt, ArtifactMismatch, TokenizerMismatch, UsageError
 from uld_adapters.vocabulary.tokens import end_token_ids
-from uld_offset_models.artifact import load_artifact, seal
+from uld_offset_models.artifact import seal
+from uld_offset_models.loading import load_artifact
 from uld_offset_models.manifest import read_manifest
 from uld_sdk import AsyncUnlearnedClient, UnlearnedClient
 from uld_sdk.cli import app

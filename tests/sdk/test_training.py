@@ -43,7 +43,7 @@ def weights(result: TrainResult) -> dict[str, torch.Tensor]:
 
 
 def test_the_forget_set_is_remembered_and_the_rest_stays_uniform(options: dict[str, Any]) -> None:
-    from uld_offset_models.artifact import load_artifact
+    from uld_offset_models.loading import load_artifact
 
     result = train(**{**options, "steps": 30, "rank": 8, "lora_alpha": 8, "schedule": "constant"})
     first, last = result.history[0], result.history[-1]

@@ -94,7 +94,7 @@ def fits(client: ClientOptions) -> tuple[bool, str]:
     """Whether the assistants load, and speak the server's tokens; else why not."""
     try:
         if client.backend is None:
-            from uld_offset_models.artifact import load_artifact
+            from uld_offset_models.loading import load_artifact
             from uld_sdk.options import Connection
 
             said = Connection(assistant=client.assistant, assistant_base=client.base)
