@@ -22,6 +22,7 @@ AHEAD, LIKELY = 8, 0.005  # candidates after which the small model is read on, a
 LONGEST_PATH = 32  # tokens that may stand beyond the certain ones
 AT_ONCE, MOST = 16, 256  # paths read in one pass, and in all, when a bound is too wide
 LIGHTEST = 1e-9  # mass of a position that is never looked at by itself
+LARGE, LIGHTEST_OF_LARGE = 5000, 2e-5  # tokens of a vocabulary so large that lighter ones would take minutes a position
 Missing = tuple[BridgedReading, Sequence[Path]]
 
 
@@ -198,8 +199,8 @@ class BridgeReader:
 
     async def _narrow(self, reading: BridgedReading, ids: list[int], top: TopLogprobs, shares: Shares) -> None:
         """Open the heaviest leaves, and look at lighter ones, until the bound is within the tolerance or too many have been read."""
-        opened = 0
-        while opened < MOST and reading.least > LIGHTEST and self._bound(reading, top) > self.bridging.tolerance:
+        opened, lightest = 0, LIGHTEST if reading.width < LARGE else LIGHTEST_OF_LARGE
+        while opened < MOST and reading.least > lightest and self._bound(reading, top) > self.bridging.tolerance:
             wanted = beginnings(path for weight, path in shares.open[:AT_ONCE] if weight > reading.least)
             if not wanted:
                 reading.least /= 10

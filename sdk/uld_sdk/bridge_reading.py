@@ -77,6 +77,11 @@ class BridgedReading:
         return float(max(self.nodes[path].peak for path in self.bridging.weighing.ends(self.place)))
 
     @property
+    def width(self) -> int:
+        """How many tokens the small model's vocabulary has."""
+        return next(iter(self._known().values())).shape[1]
+
+    @property
     def gate(self) -> float | None:
         """The largest c(x) of the places at which the small model may stand, None without a gate."""
         gates = [self.nodes[path].gate for path in self.bridging.weighing.ends(self.place)]

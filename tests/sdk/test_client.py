@@ -79,7 +79,8 @@ def test_sampling_modes(client: UnlearnedClient) -> None:
 @pytest.mark.parametrize("name", ["tgi", "vllm", "llamacpp"])
 def test_pass_through_leaves_untouched_answers_to_the_server(name: str, request: pytest.FixtureRequest, tiny_artifact: Path) -> None:
     server = request.getfixturevalue(f"{name}_server")
-    with UnlearnedClient(backend=name, base_url=server.url, assistant=str(tiny_artifact), margin=50.0) as made:
+    # Where a sampled answer ends inside a character, llama.cpp hides what it drew, and the rest is drawn again.
+    with UnlearnedClient(backend=name, base_url=server.url, assistant=str(tiny_artifact), margin=50.0, max_retries=10) as made:
         result = made.generate(PROMPT, max_new_tokens=8, temperature=0.8, top_p=0.95)
     assert result.untouched
     assert result.report.mode == "pass-through"
