@@ -180,7 +180,7 @@ def measure(work: Path) -> dict[str, Any]:
         *(Asking(ONE, {**served, "assistant": work / f"one-{seed}", "assistant_base": path}, seed) for seed in SEEDS),
         *(Asking(OWN, {**served, "assistant": work / f"own-{seed}", "alpha": alpha}, seed) for seed in SEEDS),
         Asking(TRAINED, {**served, "assistant": work / "own-0"}, 0),
-        Asking(REMOTE, {**slow, "assistant": work / "one-0", "assistant_base": path}, 0, few=True),
+        Asking(REMOTE, {**slow, "assistant": work / "one-0", "assistant_base": path}, 0),
         Asking(BOTH, {**slow, "assistant": work / "own-0", "alpha": alpha}, 0, few=True),
     ]
     plain, found = Plain(), {run.name: {kind: [] for kind in KINDS} for run in runs}

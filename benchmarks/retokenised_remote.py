@@ -33,6 +33,7 @@ class Retokenised:
         self.scorer = TreeScorer([Scorer(model)])
         self.track = self.scorer.track()
         self.lock = threading.Lock()  # a stream that is cut off leaves its last pass running
+        self.reports: dict[tuple[int, ...], TopLogprobs] = {}  # by the prompt and the answer so far: runs share many prefixes
         self.ends = {token for token, role in vocabulary.roles.items() if role is not Role.OTHER}
 
     def answering(self, messages: Sequence[Mapping[str, str]]) -> "Retokenised":
@@ -48,17 +49,20 @@ class Retokenised:
 
     def report(self, prefix: Sequence[int]) -> TopLogprobs:
         """The top tokens after a prefix of the answer."""
+        asked = (*self.prompt, -1, *prefix)
         with self.lock:
-            return self._report(prefix)
+            if asked not in self.reports:
+                self.reports[asked] = self._report(prefix)
+            return self.reports[asked]
 
     def _report(self, prefix: Sequence[int]) -> TopLogprobs:
         place, chain = self.bridge.start(), list(self.prompt)
         for token in prefix:
             certain, place = self.bridge.step(place, token)
             chain += certain
-        known = len(self.track.tokens)
-        if chain[:known] != self.track.tokens or (known == len(chain) and known not in self.track.states):
-            self.track, known = self.scorer.track(), 0
+        pairs = zip(chain, self.track.tokens, strict=False)
+        known = next((at for at, (mine, read) in enumerate(pairs) if mine != read), min(len(chain), len(self.track.tokens)))
+        self.track.rollback(known)
         at, cover = len(chain), self.bridge.cover(place)
         nodes = self.scorer.read([(self.track, (chain[known:], [(at, path) for path in cover]))])[0]
         rows = {path: nodes[at, path].chances() for path in cover}

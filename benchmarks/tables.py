@@ -193,9 +193,9 @@ def retokenised(figures: dict[str, Any]) -> str:
     learned = [[side, n, *v.values()] for side, trained in figures["losses"].items() for n, v in enumerate(trained)]
     text = (
         f"Held-out questions, {figures['new_tokens']} tokens an answer. `one tokenizer`: the demo's assistant, six layers of SmolLM2, "
-        f"beside SmolLM2. `remote`: SmolLM2 made to speak the tokens of a BPE of {figures['vocabulary']}, trained on the demo's texts "
-        f"({figures['few']} questions a set, for it is slow). `small`: the same six layers with those tokens. `both`: that assistant "
-        "beside that remote, the same tokens again. Target: ROUGE-L within 0.05 of the run with one tokenizer.\n\n"
+        f"beside SmolLM2. `remote`: SmolLM2 made to speak the tokens of a BPE of {figures['vocabulary']}, trained on the demo's texts. "
+        f"`small`: the same six layers with those tokens. `both`: that assistant beside that remote, the same tokens again "
+        f"({figures['few']} questions a set). Target: ROUGE-L within 0.05 of the run with one tokenizer.\n\n"
         f"With few tokens ln |B| is small, and so is the largest shift of one token, alpha (ln |B| - tau): at the alpha of training, "
         f"{figures['trained_alpha']}, it is 5.9 nats with SmolLM2's tokens and 3.5 with its own. The assistant with tokens of its own "
         f"runs at {figures['alpha']}, where it is 5.9, too, and once as trained.\n"
