@@ -128,7 +128,7 @@ class Covers:
                 fit = self._after(word, tail[at:], ids) if word else ids
                 if fit.size:
                     known = found.get((path, at))
-                    found[path, at] = fit if known is None else np.union1d(known, fit)
+                    found[path, at] = fit if known is None or known is fit else self._either(ids, known, fit)
         return [Overhang(path, at, ids) for (path, at), ids in found.items()]
 
     def _after(self, word: tuple[int, ...], rest: bytes, ids: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
@@ -137,6 +137,12 @@ class Covers:
             return ids[self.spelling.speller.after(word, ids)]
         key = word[-1].to_bytes(4, "big") + rest  # what stands before its last token does not matter
         return remembered(self._fits, key, lambda: ids[self.spelling.speller.after(word, ids)])
+
+    def _either(self, ids: Int[np.ndarray, " n"], some: Int[np.ndarray, " m"], others: Int[np.ndarray, " k"]) -> Int[np.ndarray, " l"]:
+        """Those of the ids that are among some of them, or among others."""
+        here = np.zeros(len(self.tokens), dtype=bool)
+        here[some] = here[others] = True
+        return ids[here[ids]]
 
     def bytes_at(self, ids: Int[np.ndarray, " n"], at: int) -> set[int]:
         """The bytes that tokens, all longer than `at`, have there."""

@@ -2,9 +2,28 @@
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Some tokens of a vocabulary; of most of them also which they are (`here`), and which are not (`others`)."""
+
+    ids: Int[np.ndarray, " n"]
+    here: Bool[np.ndarray, " rows"] | None = None
+    others: Int[np.ndarray, " m"] | None = None
+
+    @classmethod
+    def of(cls, ids: Int[np.ndarray, " n"], rows: int) -> "Group":
+        """These ids of so many."""
+        if 2 * ids.size <= rows:
+            return cls(ids)
+        here = np.zeros(rows, dtype=bool)
+        here[ids] = True
+        return cls(ids, here, np.flatnonzero(~here))
 
 
 class TokenIndex:
@@ -18,9 +37,9 @@ class TokenIndex:
         self.longest = max(map(len, self.keys), default=0)
         firsts = np.fromiter((key[0] for key in self.keys), dtype=np.uint8, count=len(self.keys))
         self._edges = np.searchsorted(firsts, np.arange(257))
-        self.here = np.zeros(len(tokens), dtype=bool)
-        self.here[self.ids] = True
-        self.others = np.flatnonzero(~self.here)
+        self._rows = len(tokens)
+        self.whole = Group.of(self.ids, self._rows)
+        self._starting: dict[frozenset[int], Group] = {}
 
     def span(self, prefix: bytes) -> tuple[int, int]:
         """Where in `ids` the tokens stand that begin with the prefix."""
@@ -37,10 +56,12 @@ class TokenIndex:
             low += 1
         return self.ids[low:high]
 
-    def starting(self, firsts: Iterable[int]) -> Int[np.ndarray, " n"]:
-        """Ids of tokens whose first byte is one of these."""
-        spans = [self.ids[self._edges[first] : self._edges[first + 1]] for first in sorted(firsts)]
-        return np.concatenate(spans) if spans else self.ids[:0]
+    def starting(self, firsts: frozenset[int]) -> Group:
+        """The tokens whose first byte is one of these."""
+        if firsts not in self._starting:
+            spans = [self.ids[self._edges[first] : self._edges[first + 1]] for first in firsts]
+            self._starting[firsts] = Group.of(np.sort(np.concatenate([self.ids[:0], *spans])), self._rows)
+        return self._starting[firsts]
 
     def touching(self, data: bytes) -> list[tuple[int, int]]:
         """Spans of the tokens that begin with the bytes, or that the bytes begin with."""

@@ -2,11 +2,8 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-from jaxtyping import Int
-
 from uld_adapters.vocabulary.cover import Covers, remembered
-from uld_adapters.vocabulary.index import TokenIndex
+from uld_adapters.vocabulary.index import Group, TokenIndex
 
 NONE = -1  # no token begins at the place
 
@@ -46,7 +43,7 @@ class Outcomes:
         self.remote, self.small = remote, small
         self._outcomes: dict[bytes, Outcome] = {}
         self._free: dict[bytes, Outcome] = {}
-        self._hitters: dict[bytes, Int[np.ndarray, " n"]] = {}
+        self._hitters: dict[bytes, Group] = {}
 
     def of(self, tail: bytes, more: bytes) -> Outcome:
         """What begins after the tail of a prefix, if the text goes on with `more`."""
@@ -80,20 +77,20 @@ class Outcomes:
             at += len(self.remote.tokens[token])
         return ENDS if at == place else NONE
 
-    def hitters(self, tail: bytes, more: bytes) -> Int[np.ndarray, " n"]:
+    def hitters(self, tail: bytes, more: bytes) -> Group:
         """The small model's tokens after which the outcome may be another: those that begin as a token reaching beyond the text goes on."""
         more = self.remote.written(more)
         if tail and more and self.remote.sealed(tail, more):
             tail = b""
         return remembered(self._hitters, len(tail).to_bytes(4, "big") + tail + more, lambda: self._hit(tail + more))
 
-    def _hit(self, text: bytes) -> Int[np.ndarray, " n"]:
+    def _hit(self, text: bytes) -> Group:
         if len(self.remote.paths(text)) > 1:
-            return self.small.ids  # whatever goes on with the word changes its tokens
+            return self.small.whole  # whatever goes on with the word changes its tokens
         firsts: set[int] = set()
         for overhang in self.remote.overhangs(text):
             firsts |= self.remote.bytes_at(overhang.ids, len(text) - overhang.at)
-        return self.small.starting(firsts)
+        return self.small.starting(frozenset(firsts))
 
 
 ENDS = -2  # the text ends at the place

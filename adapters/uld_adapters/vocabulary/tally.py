@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from uld_adapters.vocabulary.cover import Covers, Overhang
+from uld_adapters.vocabulary.index import Group
 from uld_adapters.vocabulary.outcome import NONE, Outcomes
 
 Path = tuple[int, ...]
@@ -85,7 +86,7 @@ class Weigher:
             mass += self.weight(path)
         for overhang in overhangs:
             if overhang.path in self.rows:
-                mass += self.weight(overhang.path) * self._sum(self.rows[overhang.path][:, overhang.ids])
+                mass += self.weight(overhang.path) * self._sum(self.rows[overhang.path].take(overhang.ids, 1))
         self._weights = {(): 1 / np.where(mass > 0, mass, 1.0)}
 
     def weight(self, path: Path) -> Float[np.ndarray, " models"]:
@@ -113,20 +114,19 @@ class Weigher:
         mass, heavy = self._looked(path, hit)
         now = event.judge(self.outcomes, more)[0]
         if now and without is not None:
-            self.others(path, [hit, without], mass + self._sum(self.rows[path][:, without]), tally)
+            self.others(path, [hit.ids, without], mass + self._sum(self.rows[path].take(without, 1)), tally)
         elif now:
-            self.others(path, [hit], mass, tally)
-        self._singly(event, path, hit, heavy, mass, more, 0, tally, rest=tally.now if now and event.token is None else tally.may)
+            self.others(path, [hit.ids], mass, tally)
+        self._singly(event, path, hit.ids, heavy, mass, more, 0, tally, rest=tally.now if now and event.token is None else tally.may)
 
-    def _looked(self, path: Path, ids: Int[np.ndarray, " n"]) -> tuple[Float[np.ndarray, " models"], list[int]]:
+    def _looked(self, path: Path, group: Group) -> tuple[Float[np.ndarray, " models"], list[int]]:
         """The mass of tokens after a path, and which of them have the mass `least`."""
-        row, index = self.rows[path], self.small.index
-        least = self.least / max(self._most(path), self.least)
-        if ids is index.ids:  # all that can be spelled: the others are fewer to add up
+        row, least = self.rows[path], self.least / max(self._most(path), self.least)
+        if group.here is not None and group.others is not None:
             heavy = np.flatnonzero(_any(row >= least))
-            return 1 - self._sum(row[:, index.others]), heavy[index.here[heavy]].tolist()
-        chances = row[:, ids]
-        return self._sum(chances), ids[_any(chances >= least)].tolist()
+            return 1 - self._sum(row.take(group.others, 1)), heavy[group.here[heavy]].tolist()
+        chances = row.take(group.ids, 1)
+        return self._sum(chances), group.ids[_any(chances >= least)].tolist()
 
     def others(self, path: Path, without: Sequence[Int[np.ndarray, " n"]], mass: Float[np.ndarray, " models"], tally: Tally) -> None:
         """Count all tokens after a path but some, of this mass there, for certain."""
@@ -155,7 +155,7 @@ class Weigher:
             tally.may[:-1] += weight[:-1]
             tally.may[-1] += weight[-1] * len(ids) / self.size
             return
-        mass, heavy = self._looked(path, ids)
+        mass, heavy = self._looked(path, Group(ids))
         self._singly(event, path, ids, heavy, mass, more, skip, tally, rest=tally.may)
 
     def _singly(
@@ -187,7 +187,7 @@ class Weigher:
         if not certain and path in self.rows:
             self.node(event, path, more, tally)
             return
-        hit = 0.0 if certain or not now else self.outcomes.hitters(event.tail, event.pending + more).size / self.size
+        hit = 0.0 if certain or not now else self.outcomes.hitters(event.tail, event.pending + more).ids.size / self.size
         self.settle(path, weight, tally, now=now, certain=certain, hit=hit)
 
     def settle(self, path: Path, weight: Float[np.ndarray, " models"], tally: Tally, *, now: bool, certain: bool, hit: float) -> None:

@@ -50,7 +50,7 @@ class Templates:
         self.kind[token] = (_YES if now else _NEVER) if certain else _NOW if now else _MAY
         self.crowd[token] = many > CROWD
         self.share[token] = (many + len(astray)) / self.size
-        self.free[token] = 1 - self.outcomes.hitters(b"", data).size / self.size if self.kind[token] == _NOW else 0.0
+        self.free[token] = 1 - self.outcomes.hitters(b"", data).ids.size / self.size if self.kind[token] == _NOW else 0.0
         self.beside[token] = astray if many > CROWD else np.concatenate([astray, *beyond])
         return True
 
@@ -59,11 +59,11 @@ class Templates:
         row, weight, at, count = weigher.rows[path], weigher.weight(path), np.array(tokens), len(tokens)
         parts = [self.beside[token] for token in tokens]
         owner = np.repeat(np.arange(count), [len(part) for part in parts])
-        chances = row[:, np.concatenate(parts)] * weight[:-1, None]
+        chances = row.take(np.concatenate(parts), 1) * weight[:-1, None]
         heavy = np.zeros(count, dtype=bool)
         heavy[owner[(chances >= weigher.least).any(0)]] = True
         own = np.empty((count, weigher.models))
-        own[:, :-1], own[:, -1] = (row[:, self.exact[at]] * weight[:-1, None]).T, weight[-1] / self.size
+        own[:, :-1], own[:, -1] = (row.take(self.exact[at], 1) * weight[:-1, None]).T, weight[-1] / self.size
         kind, mass = self.kind[at], np.zeros((4, count, weigher.models))
         mass[kind, np.arange(count)] = own
         yes, now, may, _ = mass

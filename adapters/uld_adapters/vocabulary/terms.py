@@ -27,7 +27,7 @@ class Term:
         found = np.full(next(iter(rows.values())).shape[0], float(self.sign))
         for size, token in enumerate(self.path):
             found = found * rows[self.path[:size]][:, token]
-        return found if self.ids is None else found * rows[self.path][:, self.ids].sum(1, dtype=np.float64)
+        return found if self.ids is None else found * rows[self.path].take(self.ids, 1).sum(1, dtype=np.float64)
 
 
 @dataclass(frozen=True)
