@@ -219,3 +219,18 @@ def test_a_uniform_assistant_and_a_pair_that_learned_nothing_change_nothing_on_r
             equal = {path: np.stack([some[sum(path) % 5]] * 2) for path in rows}
             equal |= {path: np.stack([some[sum(path) % 5]] * 2) for path in bridge.nodes(place, candidates, equal, ahead=candidates[:2])}
             np.testing.assert_allclose(change(bridge.read(place, candidates, equal), 0.5)[0], 0.0, atol=1e-6)
+
+
+def test_light_spellings_are_sorted_by_their_bytes_where_bounds_are_to_be_narrow() -> None:
+    """Under the uniform model all spellings are light; a closer look decides most of them, within the bounds of the first."""
+    bridge = real_pair("llama3", "qwen")
+    remote = bridge.remote.vocabulary
+    place, uniform = bridge.start(), np.full((1, bridge.rows), 1 / bridge.rows)
+    candidates = [remote.encode(text.encode())[0] for text in ("?", ' "', " the", "   ", " (", "`,")]
+    rows = {path: uniform for path in bridge.cover(place)}
+    rows |= {path: uniform for path in bridge.nodes(place, candidates, rows)}
+    wide, close = (bridge.read(place, candidates, rows, least=least) for least in (1e-3, 1e-4))
+    assert (wide.lower <= close.lower + 1e-9).all()
+    assert (close.upper <= wide.upper + 1e-9).all()
+    assert (close.upper[-1] < wide.upper[-1]).all()
+    assert np.median(close.upper[-1] / wide.upper[-1]) < 0.5

@@ -15,9 +15,11 @@ from jaxtyping import Float
 
 from uld_adapters.vocabulary.control import matched
 from uld_adapters.vocabulary.cover import Covers
-from uld_adapters.vocabulary.outcome import Outcomes
+from uld_adapters.vocabulary.narrow import NarrowWeigher
+from uld_adapters.vocabulary.outcome import Event, Outcomes
 from uld_adapters.vocabulary.shares import Shares
-from uld_adapters.vocabulary.tally import LEAST, Event, Tallies, Tally, Weigher
+from uld_adapters.vocabulary.sorting import Sorter
+from uld_adapters.vocabulary.tally import LEAST, Tallies, Tally, Weigher
 from uld_adapters.vocabulary.template import Templates
 from uld_adapters.vocabulary.tokens import Vocabulary
 
@@ -64,6 +66,7 @@ class Bridge:
         self.outcomes = Outcomes(self.remote, self.small.index)
         self.control = matched(remote.roles, small.roles, remote.tokens, small.tokens)
         self.rows = small.rows
+        self.sorter = Sorter(self.outcomes, small.tokens, self.rows)
         self.templates = Templates(self.outcomes, self.small, self.rows)
         self._neutral = np.fromiter(map(self._unmatched, range(remote.rows)), dtype=bool, count=remote.rows)
         self._kept: dict[tuple[Place, tuple[int, ...], float], _Known] = {}
@@ -127,7 +130,7 @@ class Bridge:
 
     def weigher(self, place: Place, rows: Rows, least: float, *, kind: type[Weigher] = Weigher) -> Weigher:
         """What weighs events at a place by the rows of its cover."""
-        weigher = kind(self.outcomes, self.small, rows, self.rows, least=least)
+        weigher = (kind if least >= LEAST else NarrowWeigher)(self.sorter, self.small, rows, least=least)
         weigher.given(self.small.paths(place.tail), self.small.overhangs(place.tail))
         return weigher
 

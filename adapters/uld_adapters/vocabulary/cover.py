@@ -201,6 +201,8 @@ class Covers:
         if unfinished(tail):
             return False
         open_ = unfinished(data)
+        if open_ == len(data):  # which character it becomes decides
+            return False
         known = tail + data[: len(data) - open_]
         if data[:1] in b" \n" and data[1:2].isalpha() and data.isascii():  # a letter after a space: nothing moves the cut before both
             return self.spelling.divided(known, len(tail))

@@ -10,20 +10,28 @@ from jaxtyping import Bool, Int
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Some tokens of a vocabulary; of most of them also which they are (`here`), and which are not (`others`)."""
+    """Some tokens of a vocabulary, in the order of their bytes; of most of them also which they are (`here`), and which not (`others`).
+
+    `firsts` are the bytes with which they begin, None: any.
+    """
 
     ids: Int[np.ndarray, " n"]
+    firsts: frozenset[int] | None = None
     here: Bool[np.ndarray, " rows"] | None = None
     others: Int[np.ndarray, " m"] | None = None
 
     @classmethod
-    def of(cls, ids: Int[np.ndarray, " n"], rows: int) -> "Group":
+    def of(cls, ids: Int[np.ndarray, " n"], rows: int, firsts: frozenset[int] | None = None) -> "Group":
         """These ids of so many."""
         if 2 * ids.size <= rows:
-            return cls(ids)
+            return cls(ids, firsts)
         here = np.zeros(rows, dtype=bool)
         here[ids] = True
-        return cls(ids, here, np.flatnonzero(~here))
+        return cls(ids, firsts, here, np.flatnonzero(~here))
+
+    def begins(self, byte: int) -> bool:
+        """Whether tokens that begin with a byte are among them."""
+        return self.firsts is None or byte in self.firsts
 
 
 class TokenIndex:
@@ -59,8 +67,8 @@ class TokenIndex:
     def starting(self, firsts: frozenset[int]) -> Group:
         """The tokens whose first byte is one of these."""
         if firsts not in self._starting:
-            spans = [self.ids[self._edges[first] : self._edges[first + 1]] for first in firsts]
-            self._starting[firsts] = Group.of(np.sort(np.concatenate([self.ids[:0], *spans])), self._rows)
+            spans = [self.ids[self._edges[first] : self._edges[first + 1]] for first in sorted(firsts)]
+            self._starting[firsts] = Group.of(np.concatenate([self.ids[:0], *spans]), self._rows, firsts)
         return self._starting[firsts]
 
     def touching(self, data: bytes) -> list[tuple[int, int]]:

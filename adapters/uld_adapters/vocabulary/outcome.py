@@ -1,6 +1,7 @@
 """What the remote's tokenizer makes of a text at a given place: a token that begins there, or none."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from uld_adapters.vocabulary.cover import Covers, remembered
 from uld_adapters.vocabulary.index import Group, TokenIndex
@@ -91,6 +92,24 @@ class Outcomes:
         for overhang in self.remote.overhangs(text):
             firsts |= self.remote.bytes_at(overhang.ids, len(text) - overhang.at)
         return self.small.starting(frozenset(firsts))
+
+
+class Event(NamedTuple):
+    """That the token `token` of the remote begins where `tail` ends, or (None) that any does.
+
+    The small model's text is the remote's without the bytes `pending` at its start.
+    """
+
+    tail: bytes
+    pending: bytes
+    token: int | None
+
+    def judge(self, outcomes: Outcomes, more: bytes) -> tuple[bool, bool]:
+        """Whether it holds for a text that ends with `more`, and whether that is so whatever follows."""
+        outcome = outcomes.of(self.tail, self.pending + more)
+        if self.token is None:
+            return outcome.now != NONE, outcome.bounded is not None
+        return outcome.now == self.token, outcome.certain or not outcome.may_be(self.token)
 
 
 ENDS = -2  # the text ends at the place

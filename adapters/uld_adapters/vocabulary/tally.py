@@ -2,37 +2,19 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from uld_adapters.vocabulary.cover import Covers, Overhang
 from uld_adapters.vocabulary.index import Group
-from uld_adapters.vocabulary.outcome import NONE, Outcomes
+from uld_adapters.vocabulary.outcome import Event
+from uld_adapters.vocabulary.sorting import Sorter
 
 Path = tuple[int, ...]
 LEAST = 1e-3  # share of a position below which a spelling is not looked at by itself
 CROWD = 256  # nor are so many tokens in one place
-
-
-class Event(NamedTuple):
-    """That the token `token` of the remote begins where `tail` ends, or (None) that any does.
-
-    The small model's text is the remote's without the bytes `pending` at its start.
-    """
-
-    tail: bytes
-    pending: bytes
-    token: int | None
-
-    def judge(self, outcomes: Outcomes, more: bytes) -> tuple[bool, bool]:
-        """Whether it holds for a text that ends with `more`, and whether that is so whatever follows."""
-        outcome = outcomes.of(self.tail, self.pending + more)
-        if self.token is None:
-            bounded = outcome.bounded
-            return outcome.now != NONE, bounded is not None
-        return outcome.now == self.token, outcome.certain or not outcome.may_be(self.token)
 
 
 @dataclass
@@ -72,10 +54,9 @@ class Weigher:
     Tokens that no model gives `least` of the mass stay open as a group, without a look at each.
     """
 
-    def __init__(
-        self, outcomes: Outcomes, small: Covers, rows: Mapping[Path, Float[np.ndarray, "models rows"]], size: int, *, least: float
-    ) -> None:
-        self.outcomes, self.small, self.rows, self.size, self.least = outcomes, small, rows, size, least
+    def __init__(self, sorter: Sorter, small: Covers, rows: Mapping[Path, Float[np.ndarray, "models rows"]], *, least: float) -> None:
+        self.sorter, self.outcomes, self.size = sorter, sorter.outcomes, sorter.rows
+        self.small, self.rows, self.least = small, rows, least
         self.models = next(iter(rows.values())).shape[0] + 1
         self._weights: dict[Path, Float[np.ndarray, " models"]] = {(): np.ones(self.models)}
 
@@ -151,7 +132,7 @@ class Weigher:
             tally.leaves.append((most(weight), path))
             return
         weight = self.weight(path)
-        if self.least >= LEAST and (len(ids) > CROWD or self._most(path) < self.least):
+        if len(ids) > CROWD or self._most(path) < self.least:
             tally.may[:-1] += weight[:-1]
             tally.may[-1] += weight[-1] * len(ids) / self.size
             return

@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from uld_adapters.vocabulary.cover import Covers
-from uld_adapters.vocabulary.outcome import Outcomes
-from uld_adapters.vocabulary.tally import CROWD, Event, Tallies, Weigher, most
+from uld_adapters.vocabulary.outcome import Event, Outcomes
+from uld_adapters.vocabulary.tally import CROWD, Tallies, Weigher, most
 
 Path = tuple[int, ...]
 _YES, _NOW, _MAY, _NEVER = range(4)

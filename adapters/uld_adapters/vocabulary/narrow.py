@@ -1,0 +1,83 @@
+"""Weighing with narrow bounds: each group of tokens is sorted by what it decides, instead of left open."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from uld_adapters.vocabulary.index import Group
+from uld_adapters.vocabulary.outcome import Event
+from uld_adapters.vocabulary.tally import Path, Tally, Weigher, most
+
+
+class NarrowWeigher(Weigher):
+    """A weigher that leaves no token open which the bytes decide, however light it is; open ones lighter than `least` are no leaves.
+
+    What follows an open token under the uniform model is known without a row.
+    """
+
+    def tokens(self, event: Event, path: Path, ids: Int[np.ndarray, " n"], skip: int, more: bytes, tally: Tally) -> None:
+        """All texts that go on after a path with one of the tokens, of whose bytes the first `skip` are in the text already."""
+        if path in self.rows:
+            self._sorted(event, path, ids, skip, more, tally)
+            return
+        known = next(size for size in range(len(path) + 1) if path[:size] not in self.rows)
+        weight = self.weight(path[:known])
+        tally.may[:-1] += weight[:-1]
+        tally.leaves.append((most(weight), path))
+        uniform = self.sorter.sort(event, more, skip, ids).uniform(self.size)
+        self._free(uniform * weight[-1] * self.size ** (known - len(path)), tally)
+
+    def _singly(
+        self,
+        event: Event,
+        path: Path,
+        ids: Int[np.ndarray, " n"],
+        heavy: Sequence[int],
+        mass: Float[np.ndarray, " models"],
+        more: bytes,
+        skip: int,
+        tally: Tally,
+        *,
+        rest: Float[np.ndarray, " models"],
+    ) -> None:
+        self._sorted(event, path, ids, skip, more, tally)
+
+    def _sorted(self, event: Event, path: Path, ids: Int[np.ndarray, " n"], skip: int, more: bytes, tally: Tally) -> None:
+        """Count all of the tokens after a path whose row is known."""
+        row, weight = self.rows[path], self.weight(path)
+        found = self.sorter.sort(event, more, skip, ids)
+        tally.yes += weight * self._sum(row.take(found.yes, 1))
+        read = {below[-1] for below in self.rows if len(below) == len(path) + 1 and below[:-1] == path}
+        hits = np.split(found.hit, [found.now.size])
+        for open_, hit, held in ((found.now, hits[0], tally.now), (found.may, hits[1], tally.may)):
+            chances = row.take(open_, 1) * weight[:-1, None]
+            if read:
+                further = np.isin(open_, list(read))
+                for token in open_[further].tolist():
+                    self.node(event, (*path, token), more + self.small.tokens[token][skip:], tally)
+                open_, hit, chances = open_[~further], hit[~further], chances[:, ~further]
+            held[:-1] += chances.sum(1, dtype=np.float64)
+            held[-1] += weight[-1] * hit.sum() / self.size
+            if held is tally.now:
+                tally.yes[-1] += weight[-1] * (hit.size - hit.sum()) / self.size
+            largest = chances.max(0)
+            tally.leaves += [(float(largest[at]), (*path, int(open_[at]))) for at in np.flatnonzero(largest >= self.least).tolist()]
+        rest = found.rest
+        mass, heavy = self._looked(path, Group(rest))
+        super()._singly(event, path, rest, heavy, mass, more, skip, tally, rest=tally.may)
+
+    def _free(self, mass: Float[np.ndarray, "3"], tally: Tally) -> None:
+        """Count mass of yes, now and may under the uniform model, of which no rows need be known."""
+        for held, more in zip((tally.yes, tally.now, tally.may), mass.tolist(), strict=True):
+            held[-1] += more
+
+    def leaf(self, event: Event, path: Path, more: bytes, weight: Float[np.ndarray, " models"], tally: Tally) -> None:
+        """All texts that begin with a path."""
+        now, certain = event.judge(self.outcomes, more)
+        if certain or path in self.rows:
+            super().leaf(event, path, more, weight, tally)
+            return
+        (tally.now if now else tally.may)[:-1] += weight[:-1]
+        self._free(self.sorter.after(event, more) * weight[-1], tally)
+        tally.leaves.append((most(weight), path))
