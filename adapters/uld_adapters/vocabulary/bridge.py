@@ -130,7 +130,11 @@ class Bridge:
 
     def weigher(self, place: Place, rows: Rows, least: float, *, kind: type[Weigher] = Weigher) -> Weigher:
         """What weighs events at a place by the rows of its cover."""
-        weigher = (kind if least >= LEAST else NarrowWeigher)(self.sorter, self.small, rows, least=least)
+        weigher = (
+            NarrowWeigher(self.sorter, self.small, rows, least=least)
+            if least < LEAST
+            else kind(self.outcomes, self.small, rows, self.rows, least=least)
+        )
         weigher.given(self.small.paths(place.tail), self.small.overhangs(place.tail))
         return weigher
 

@@ -1,13 +1,15 @@
 """Weighing with narrow bounds: each group of tokens is sorted by what it decides, instead of left open."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from uld_adapters.vocabulary.cover import Covers
 from uld_adapters.vocabulary.index import Group
 from uld_adapters.vocabulary.outcome import Event
-from uld_adapters.vocabulary.tally import Path, Tally, Weigher, most
+from uld_adapters.vocabulary.sorting import Sorter
+from uld_adapters.vocabulary.tally import Looked, Path, Tally, Weigher, most
 
 
 class NarrowWeigher(Weigher):
@@ -16,32 +18,26 @@ class NarrowWeigher(Weigher):
     What follows an open token under the uniform model is known without a row.
     """
 
+    def __init__(self, sorter: Sorter, small: Covers, rows: Mapping[Path, Float[np.ndarray, "models rows"]], *, least: float) -> None:
+        super().__init__(sorter.outcomes, small, rows, sorter.rows, least=least)
+        self.sorter = sorter
+
     def tokens(self, event: Event, path: Path, ids: Int[np.ndarray, " n"], skip: int, more: bytes, tally: Tally) -> None:
         """All texts that go on after a path with one of the tokens, of whose bytes the first `skip` are in the text already."""
         if path in self.rows:
             self._sorted(event, path, ids, skip, more, tally)
             return
-        known = next(size for size in range(len(path) + 1) if path[:size] not in self.rows)
-        weight = self.weight(path[:known])
+        told = self._told(path)
+        weight = self.weight(told)
         tally.may[:-1] += weight[:-1]
         tally.leaves.append((most(weight), path))
         uniform = self.sorter.sort(event, more, skip, ids).uniform(self.size)
-        self._free(uniform * weight[-1] * self.size ** (known - len(path)), tally)
+        self._free(uniform * weight[-1] * self.size ** (len(told) - len(path)), tally)
 
     def _singly(
-        self,
-        event: Event,
-        path: Path,
-        ids: Int[np.ndarray, " n"],
-        heavy: Sequence[int],
-        mass: Float[np.ndarray, " models"],
-        more: bytes,
-        skip: int,
-        tally: Tally,
-        *,
-        rest: Float[np.ndarray, " models"],
+        self, event: Event, path: Path, looked: Looked, more: bytes, skip: int, tally: Tally, *, rest: Float[np.ndarray, " models"]
     ) -> None:
-        self._sorted(event, path, ids, skip, more, tally)
+        self._sorted(event, path, looked.ids, skip, more, tally)
 
     def _sorted(self, event: Event, path: Path, ids: Int[np.ndarray, " n"], skip: int, more: bytes, tally: Tally) -> None:
         """Count all of the tokens after a path whose row is known."""
@@ -63,9 +59,7 @@ class NarrowWeigher(Weigher):
                 tally.yes[-1] += weight[-1] * (hit.size - hit.sum()) / self.size
             largest = chances.max(0)
             tally.leaves += [(float(largest[at]), (*path, int(open_[at]))) for at in np.flatnonzero(largest >= self.least).tolist()]
-        rest = found.rest
-        mass, heavy = self._looked(path, Group(rest))
-        super()._singly(event, path, rest, heavy, mass, more, skip, tally, rest=tally.may)
+        super()._singly(event, path, self._looked(path, Group(found.rest)), more, skip, tally, rest=tally.may)
 
     def _free(self, mass: Float[np.ndarray, "3"], tally: Tally) -> None:
         """Count mass of yes, now and may under the uniform model, of which no rows need be known."""

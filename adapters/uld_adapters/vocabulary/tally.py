@@ -2,15 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from uld_adapters.vocabulary.cover import Covers, Overhang
 from uld_adapters.vocabulary.index import Group
-from uld_adapters.vocabulary.outcome import Event
-from uld_adapters.vocabulary.sorting import Sorter
+from uld_adapters.vocabulary.outcome import Event, Outcomes
 
 Path = tuple[int, ...]
 LEAST = 1e-3  # share of a position below which a spelling is not looked at by itself
@@ -48,15 +47,24 @@ class Tallies:
         return Tally(yes, now, may, self.leaves)
 
 
+class Looked(NamedTuple):
+    """Tokens after a path, their mass there by model, and the heavy ones of them."""
+
+    ids: Int[np.ndarray, " n"]
+    mass: Float[np.ndarray, " models"]
+    heavy: Sequence[int]
+
+
 class Weigher:
     """Weighs events by the rows of the small models; one more model, the last, is uniform over the small vocabulary.
 
     Tokens that no model gives `least` of the mass stay open as a group, without a look at each.
     """
 
-    def __init__(self, sorter: Sorter, small: Covers, rows: Mapping[Path, Float[np.ndarray, "models rows"]], *, least: float) -> None:
-        self.sorter, self.outcomes, self.size = sorter, sorter.outcomes, sorter.rows
-        self.small, self.rows, self.least = small, rows, least
+    def __init__(
+        self, outcomes: Outcomes, small: Covers, rows: Mapping[Path, Float[np.ndarray, "models rows"]], size: int, *, least: float
+    ) -> None:
+        self.outcomes, self.small, self.rows, self.size, self.least = outcomes, small, rows, size, least
         self.models = next(iter(rows.values())).shape[0] + 1
         self._weights: dict[Path, Float[np.ndarray, " models"]] = {(): np.ones(self.models)}
 
@@ -86,28 +94,31 @@ class Weigher:
 
     def heavy(self, path: Path) -> bool:
         """Whether a path may have the mass `least`, as far as the rows tell."""
-        known = next((size for size in range(len(path)) if path[:size] not in self.rows), len(path))
-        return self._most(path[:known]) >= self.least
+        return self._most(self._told(path)) >= self.least
+
+    def _told(self, path: Path) -> Path:
+        """As much of a path as its rows tell the weight of."""
+        return path[: next((size for size in range(len(path)) if path[:size] not in self.rows), len(path))]
 
     def node(self, event: Event, path: Path, more: bytes, tally: Tally, *, without: Int[np.ndarray, " n"] | None = None) -> None:
         """All texts after a path whose row is known."""
         hit = self.outcomes.hitters(event.tail, event.pending + more)
-        mass, heavy = self._looked(path, hit)
+        looked = self._looked(path, hit)
         now = event.judge(self.outcomes, more)[0]
         if now and without is not None:
-            self.others(path, [hit.ids, without], mass + self._sum(self.rows[path].take(without, 1)), tally)
+            self.others(path, [hit.ids, without], looked.mass + self._sum(self.rows[path].take(without, 1)), tally)
         elif now:
-            self.others(path, [hit.ids], mass, tally)
-        self._singly(event, path, hit.ids, heavy, mass, more, 0, tally, rest=tally.now if now and event.token is None else tally.may)
+            self.others(path, [hit.ids], looked.mass, tally)
+        self._singly(event, path, looked, more, 0, tally, rest=tally.now if now and event.token is None else tally.may)
 
-    def _looked(self, path: Path, group: Group) -> tuple[Float[np.ndarray, " models"], list[int]]:
+    def _looked(self, path: Path, group: Group) -> Looked:
         """The mass of tokens after a path, and which of them have the mass `least`."""
         row, least = self.rows[path], self.least / max(self._most(path), self.least)
         if group.here is not None and group.others is not None:
             heavy = np.flatnonzero(_any(row >= least))
-            return 1 - self._sum(row.take(group.others, 1)), heavy[group.here[heavy]].tolist()
+            return Looked(group.ids, 1 - self._sum(row.take(group.others, 1)), heavy[group.here[heavy]].tolist())
         chances = row.take(group.ids, 1)
-        return self._sum(chances), group.ids[_any(chances >= least)].tolist()
+        return Looked(group.ids, self._sum(chances), group.ids[_any(chances >= least)].tolist())
 
     def others(self, path: Path, without: Sequence[Int[np.ndarray, " n"]], mass: Float[np.ndarray, " models"], tally: Tally) -> None:
         """Count all tokens after a path but some, of this mass there, for certain."""
@@ -126,8 +137,7 @@ class Weigher:
     def tokens(self, event: Event, path: Path, ids: Int[np.ndarray, " n"], skip: int, more: bytes, tally: Tally) -> None:
         """All texts that go on after a path with one of the tokens, of whose bytes the first `skip` are in the text already."""
         if path not in self.rows:
-            known = next(size for size in range(len(path) + 1) if path[:size] not in self.rows)
-            weight = self.weight(path[:known])
+            weight = self.weight(self._told(path))
             tally.may += weight
             tally.leaves.append((most(weight), path))
             return
@@ -136,30 +146,19 @@ class Weigher:
             tally.may[:-1] += weight[:-1]
             tally.may[-1] += weight[-1] * len(ids) / self.size
             return
-        mass, heavy = self._looked(path, Group(ids))
-        self._singly(event, path, ids, heavy, mass, more, skip, tally, rest=tally.may)
+        self._singly(event, path, self._looked(path, Group(ids)), more, skip, tally, rest=tally.may)
 
     def _singly(
-        self,
-        event: Event,
-        path: Path,
-        ids: Int[np.ndarray, " n"],
-        heavy: Sequence[int],
-        mass: Float[np.ndarray, " models"],
-        more: bytes,
-        skip: int,
-        tally: Tally,
-        *,
-        rest: Float[np.ndarray, " models"],
+        self, event: Event, path: Path, looked: Looked, more: bytes, skip: int, tally: Tally, *, rest: Float[np.ndarray, " models"]
     ) -> None:
-        """Count tokens of the mass `mass` after a path to `rest`, but look at the heavy ones of them."""
-        rest += self.weight(path) * mass
-        for token in heavy:
+        """Count tokens after a path to `rest`, but look at the heavy ones of them."""
+        rest += self.weight(path) * looked.mass
+        for token in looked.heavy:
             each = self.weight((*path, token))
             rest -= each
             self.leaf(event, (*path, token), more + self.small.tokens[token][skip:], each, tally)
-        self.group(path, ids, heavy, tally, rest)
-        if heavy:
+        self.group(path, looked.ids, looked.heavy, tally, rest)
+        if looked.heavy:
             np.maximum(rest, 0.0, out=rest)
 
     def leaf(self, event: Event, path: Path, more: bytes, weight: Float[np.ndarray, " models"], tally: Tally) -> None:
