@@ -234,3 +234,34 @@ def test_light_spellings_are_sorted_by_their_bytes_where_bounds_are_to_be_narrow
     assert (close.upper <= wide.upper + 1e-9).all()
     assert (close.upper[-1] < wide.upper[-1]).all()
     assert np.median(close.upper[-1] / wide.upper[-1]) < 0.5
+
+
+@pytest.mark.parametrize(("first", "second"), [("gpt2", "llama3"), ("llama3", "qwen")])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_the_uniform_baseline_counts_spellings_that_are_light_one_by_one(first: str, second: str, ahead: bool) -> None:
+    """Thousands of Llama 3's tokens begin with a full stop that GPT-2 spells by itself: together they outweigh the stop."""
+    bridge = real_pair(first, second)
+    remote, index = bridge.remote.vocabulary, bridge.small.index
+    place, uniform = bridge.start(), np.full((1, bridge.rows), 1 / bridge.rows)
+    candidates = [remote.encode(text)[0] for text in (b".", b" the", b" T", b"(", b"=", b" s")]
+    rows = {path: uniform for path in bridge.cover(place)}
+    rows |= {path: uniform for path in bridge.nodes(place, candidates, rows, ahead=candidates if ahead else ())}
+    found = bridge.read(place, candidates, rows).now[-1] * bridge.rows
+    for token, counted in zip(candidates, found, strict=True):
+        low, high = index.span(remote.tokens[token])
+        begun = [remote.encode(bridge.small.tokens[small])[0] for small in index.ids[low:high].tolist()]
+        assert counted == pytest.approx(begun.count(token), rel=0.05), remote.tokens[token]
+    if first == "gpt2":
+        assert found[0] > 1000
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_indentation_has_its_share_whether_or_not_the_model_is_read_on_after_it(ahead: bool) -> None:
+    """Whatever follows seven spaces can change how they are cut; light tokens after them hold what holds without them."""
+    bridge = real_pair("llama3", "qwen")
+    remote = bridge.remote.vocabulary
+    _, place = walk(bridge, remote.encode("def f() -> one\n"))
+    uniform, candidates = np.full((1, bridge.rows), 1 / bridge.rows), remote.encode("       ")
+    rows = {path: uniform for path in bridge.cover(place)}
+    rows |= {path: uniform for path in bridge.nodes(place, candidates, rows, ahead=candidates if ahead else ())}
+    assert bridge.read(place, candidates, rows).now[-1][0] * bridge.rows == pytest.approx(1.0, rel=0.05)

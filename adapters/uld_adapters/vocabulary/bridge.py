@@ -63,7 +63,7 @@ class Bridge:
 
     def __init__(self, remote: Vocabulary, small: Vocabulary) -> None:
         self.remote, self.small = Covers(remote), Covers(small)
-        self.outcomes = Outcomes(self.remote, self.small.index)
+        self.outcomes = Outcomes(self.remote, self.small)
         self.control = matched(remote.roles, small.roles, remote.tokens, small.tokens)
         self.rows = small.rows
         self.sorter = Sorter(self.outcomes, small.tokens, self.rows)

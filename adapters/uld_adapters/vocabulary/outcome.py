@@ -1,12 +1,22 @@
 """What the remote's tokenizer makes of a text at a given place: a token that begins there, or none."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
-from uld_adapters.vocabulary.cover import Covers, remembered
-from uld_adapters.vocabulary.index import Group, TokenIndex
+import numpy as np
+from jaxtyping import Bool, Int, UInt64
 
+from uld_adapters.vocabulary.cover import Covers, remembered
+from uld_adapters.vocabulary.index import Group
+
+Halves = tuple[Int[np.ndarray, " some"], Int[np.ndarray, " others"]]
 NONE = -1  # no token begins at the place
+CROWD = 256  # so many tokens in one place are not looked at one by one
+_FEW = 64  # tokens after which texts are spelled one by one
+_KEPT = 10_000
+_WIDEST = 64  # bits of a machine word
 
 
 @dataclass(frozen=True)
@@ -40,11 +50,12 @@ class Outcome:
 class Outcomes:
     """Outcomes of texts in the remote's vocabulary, and which of the small model's tokens could change them."""
 
-    def __init__(self, remote: Covers, small: TokenIndex) -> None:
-        self.remote, self.small = remote, small
+    def __init__(self, remote: Covers, small: Covers) -> None:
+        self.remote, self.small, self._tokens = remote, small.index, small.tokens
         self._outcomes: dict[bytes, Outcome] = {}
         self._free: dict[bytes, Outcome] = {}
         self._hitters: dict[bytes, Group] = {}
+        self._ending: dict[tuple[Event, bytes, int], tuple[Int[np.ndarray, " n"], Halves]] = {}
 
     def of(self, tail: bytes, more: bytes) -> Outcome:
         """What begins after the tail of a prefix, if the text goes on with `more`."""
@@ -67,6 +78,55 @@ class Outcomes:
         if not more:  # nothing begins yet, but a token may end here
             return Outcome(now, frozenset(possible), frozenset())
         return Outcome(now, frozenset(possible), opened)
+
+    @cached_property
+    def _cuts(self) -> UInt64[np.ndarray, " small_rows"]:
+        """Where the remote's tokens begin and end in each of the small model's, taken as a text: bit n stands for its byte n."""
+        found = np.zeros(len(self._tokens), dtype=np.uint64)
+        single = self.remote.index.exact
+        for token in self.small.ids.tolist():
+            data, at, cuts = self.remote.written(self._tokens[token]), 0, 1
+            for piece in (single[data],) if data in single else self.remote.spelling.encode(data, ended=False):
+                at += len(self.remote.tokens[piece])
+                cuts |= 1 << at
+            found[token] = cuts & (1 << _WIDEST) - 1
+        return found
+
+    def ending(self, event: "Event", more: bytes, skip: int, ids: Int[np.ndarray, " n"]) -> Halves:
+        """Which of the tokens an event holds with, if the text goes on with `more` and ends with the token; and which others.
+
+        The first `skip` bytes of the tokens are in `more` already. Tokens of which nobody can tell at a glance are among the others,
+        unless they are few.
+        """
+        size = len(event.tail) + len(more)
+        if ids.size > _FEW and skip != size and skip != len(more):
+            return ids[:0], ids
+        if event.tail and self.remote.sealed(event.tail, event.pending + more):
+            event, size = event._replace(tail=b""), len(more)
+        if not event.tail and event.token is None:
+            return ids, ids[:0]
+        glance = not event.pending and skip == size < _WIDEST
+        if not glance and ids.size > _FEW:
+            return ids[:0], ids
+        known = self._ending.get((event, more, skip))
+        if known is None or known[0] is not ids:
+            if len(self._ending) >= _KEPT:
+                self._ending.clear()
+            holds = self._seen(event, ids) if glance else self._tried(event, [more + self._tokens[i][skip:] for i in ids.tolist()])
+            known = self._ending[event, more, skip] = ids, (ids[holds], ids[~holds])
+        return known[1]
+
+    def _seen(self, event: "Event", ids: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+        """With which tokens an event holds whose tail they begin with."""
+        data = b"" if event.token is None else self.remote.tokens[event.token]
+        cuts = self._cuts[ids] >> np.uint64(len(event.tail))
+        return cuts & np.uint64((2 << len(data)) - 1) == np.uint64(1 | 1 << len(data))
+
+    def _tried(self, event: "Event", texts: Iterable[bytes]) -> Bool[np.ndarray, " n"]:
+        """Which texts an event holds for that end."""
+        spelled = (self.remote.spelling.encode(event.tail + self.remote.written(event.pending + text), ended=False) for text in texts)
+        begun = np.array([self._begins(path, len(event.tail)) for path in spelled])
+        return begun != NONE if event.token is None else begun == event.token
 
     def _begins(self, path: tuple[int, ...], place: int) -> int:
         at = 0

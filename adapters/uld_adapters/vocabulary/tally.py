@@ -9,11 +9,10 @@ from jaxtyping import Bool, Float, Int
 
 from uld_adapters.vocabulary.cover import Covers, Overhang
 from uld_adapters.vocabulary.index import Group
-from uld_adapters.vocabulary.outcome import Event, Outcomes
+from uld_adapters.vocabulary.outcome import CROWD, Event, Outcomes
 
 Path = tuple[int, ...]
 LEAST = 1e-3  # share of a position below which a spelling is not looked at by itself
-CROWD = 256  # nor are so many tokens in one place
 
 
 @dataclass
@@ -105,11 +104,13 @@ class Weigher:
         hit = self.outcomes.hitters(event.tail, event.pending + more)
         looked = self._looked(path, hit)
         now = event.judge(self.outcomes, more)[0]
-        if now and without is not None:
-            self.others(path, [hit.ids, without], looked.mass + self._sum(self.rows[path].take(without, 1)), tally)
-        elif now:
-            self.others(path, [hit.ids], looked.mass, tally)
-        self._singly(event, path, looked, more, 0, tally, rest=tally.now if now and event.token is None else tally.may)
+        if now:
+            apart = np.array(looked.heavy, dtype=np.int64)
+            if without is None:
+                self.others(path, apart, looked.mass, tally)
+            else:
+                self.others(path, np.append(apart, without), looked.mass + self._sum(self.rows[path].take(without, 1)), tally)
+        self._singly(event, path, looked, more, 0, tally, rest=tally.now if now else tally.may)
 
     def _looked(self, path: Path, group: Group) -> Looked:
         """The mass of tokens after a path, and which of them have the mass `least`."""
@@ -120,12 +121,12 @@ class Weigher:
         chances = row.take(group.ids, 1)
         return Looked(group.ids, self._sum(chances), group.ids[_any(chances >= least)].tolist())
 
-    def others(self, path: Path, without: Sequence[Int[np.ndarray, " n"]], mass: Float[np.ndarray, " models"], tally: Tally) -> None:
-        """Count all tokens after a path but some, of this mass there, for certain."""
+    def others(self, path: Path, apart: Int[np.ndarray, " n"], mass: Float[np.ndarray, " models"], tally: Tally) -> None:
+        """Count what holds after a path but for some mass of it; of that all is counted to `now`, but for the tokens `apart`."""
         tally.yes += self.weight(path) * np.maximum(1.0 - mass, 0.0)
 
-    def group(self, path: Path, ids: Int[np.ndarray, " n"], heavy: Sequence[int], tally: Tally, rest: Float[np.ndarray, " models"]) -> None:
-        """Told of tokens after a path: the `heavy` ones are looked at one by one, the others were counted to `rest`."""
+    def light(self, path: Path, ids: Int[np.ndarray, " n"], heavy: Sequence[int], tally: Tally) -> None:
+        """Told of tokens after a path of which all but the heavy ones were counted to `now`."""
 
     def _sum(self, chances: Float[np.ndarray, "rows n"]) -> Float[np.ndarray, " models"]:
         """The mass of tokens by model."""
@@ -142,11 +143,22 @@ class Weigher:
             tally.leaves.append((most(weight), path))
             return
         weight = self.weight(path)
+        ending, others = self.outcomes.ending(event, more, skip, ids)
         if len(ids) > CROWD or self._most(path) < self.least:
             tally.may[:-1] += weight[:-1]
             tally.may[-1] += weight[-1] * len(ids) / self.size
+            if ending.size:
+                now = weight * self._sum(self.rows[path].take(ending, 1))
+                tally.now += now
+                tally.may -= now
+                self.light(path, ending, (), tally)
             return
-        self._singly(event, path, self._looked(path, Group(ids)), more, skip, tally, rest=tally.may)
+        for some, rest in ((ending, tally.now), (others, tally.may)):
+            if some.size:
+                looked = self._looked(path, Group(some))
+                self._singly(event, path, looked, more, skip, tally, rest=rest)
+                if some is ending:
+                    self.light(path, some, looked.heavy, tally)
 
     def _singly(
         self, event: Event, path: Path, looked: Looked, more: bytes, skip: int, tally: Tally, *, rest: Float[np.ndarray, " models"]
@@ -157,7 +169,6 @@ class Weigher:
             each = self.weight((*path, token))
             rest -= each
             self.leaf(event, (*path, token), more + self.small.tokens[token][skip:], each, tally)
-        self.group(path, looked.ids, looked.heavy, tally, rest)
         if looked.heavy:
             np.maximum(rest, 0.0, out=rest)
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from uld_adapters.vocabulary.bridge import Bridge, Path, Place, Rows
+from uld_adapters.vocabulary.outcome import CROWD
 from uld_adapters.vocabulary.tally import LEAST, Tally, Weigher
 
 
@@ -52,16 +53,15 @@ class _Written(Tally):
 class _Writer(Weigher):
     """Weighs, and writes the terms of `yes` and `now` down."""
 
-    def others(self, path: Path, without: Sequence[Int[np.ndarray, " n"]], mass: Float[np.ndarray, " models"], tally: Tally) -> None:
-        super().others(path, without, mass, tally)
-        tokens = np.concatenate([*without, np.empty(0, dtype=np.int64)])
+    def others(self, path: Path, apart: Int[np.ndarray, " n"], mass: Float[np.ndarray, " models"], tally: Tally) -> None:
+        super().others(path, apart, mass, tally)
         _terms(tally).append(Term(1, path))
-        if tokens.size:
-            _terms(tally).append(Term(-1, path, tokens))
+        if apart.size:
+            _terms(tally).append(Term(-1, path, apart))
 
-    def group(self, path: Path, ids: Int[np.ndarray, " n"], heavy: Sequence[int], tally: Tally, rest: Float[np.ndarray, " models"]) -> None:
+    def light(self, path: Path, ids: Int[np.ndarray, " n"], heavy: Sequence[int], tally: Tally) -> None:
         light = ids[~np.isin(ids, heavy)]
-        if rest is tally.now and light.size:
+        if 0 < light.size <= CROWD:  # more would take more room than all the rest
             _terms(tally).append(Term(1, path, light))
 
     def settle(self, path: Path, weight: Float[np.ndarray, " models"], tally: Tally, *, now: bool, certain: bool, hit: float) -> None:
