@@ -186,6 +186,7 @@ async def test_what_a_server_sampled_is_verified_whatever_is_spoiled(
     assert min(ends["whole"], ends["raised"]) > 0, ends
     assert min(audit.counted["touched"], audit.counted["untouched"]) > 100, audit.counted
     assert min(audit.counted["draft stands"], audit.counted["draft falls"]) > 5, audit.counted
+    assert audit.counted["within rounding"] <= 3, audit.counted
     assert name != "tgi" or audit.counted["lost while asking again"] > 10
 
 
