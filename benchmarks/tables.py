@@ -167,7 +167,7 @@ def vocabulary(figures: dict[str, Any]) -> str:
         "Released tokenizers (large to small), top 20, models that count bigrams. Targets: at most 12 added tokens of the small model a "
         "position, and at most 1 ms (median) beside the model, after warm-up. The last columns but one are with the tokens after likely "
         "candidates, which the client reads on at touched positions. Milliseconds are of this process alone (CPU), "
-        "of each position the least of three runs, each with a bridge made anew and warmed up on another text.\n"
+        "without look-ahead of each position the least of three runs, each with a bridge made anew and warmed up on another text.\n"
     )
     head = ["pair and text", "places", "added tokens", "at 95%", "ms, median", "added with look-ahead", "ms, median", "s to make"]
     return (
