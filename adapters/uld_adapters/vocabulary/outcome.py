@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -56,6 +55,7 @@ class Outcomes:
         self._free: dict[bytes, Outcome] = {}
         self._hitters: dict[bytes, Group] = {}
         self._ending: dict[tuple[Event, bytes, int], tuple[Int[np.ndarray, " n"], Halves]] = {}
+        self._cuts = self._cut()
 
     def of(self, tail: bytes, more: bytes) -> Outcome:
         """What begins after the tail of a prefix, if the text goes on with `more`."""
@@ -79,8 +79,7 @@ class Outcomes:
             return Outcome(now, frozenset(possible), frozenset())
         return Outcome(now, frozenset(possible), opened)
 
-    @cached_property
-    def _cuts(self) -> UInt64[np.ndarray, " small_rows"]:
+    def _cut(self) -> UInt64[np.ndarray, " small_rows"]:
         """Where the remote's tokens begin and end in each of the small model's, taken as a text: bit n stands for its byte n."""
         found = np.zeros(len(self._tokens), dtype=np.uint64)
         single = self.remote.index.exact
