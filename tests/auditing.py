@@ -20,6 +20,7 @@ from uld_sdk.generation import Answer
 from uld_sdk.sampling import process
 
 CLOSE = 1e-3  # nats between a cached pass and a fresh one
+ROUNDING = 1e-4  # nats, too, where it decides between tokens
 
 
 @dataclass(frozen=True)
@@ -115,13 +116,13 @@ class Audit:
             assert (made.prefix, made.drafted) in self.sent
 
     def _redrawn(self, answer: Audited, made: Decision, token: int, excess: np.ndarray) -> None:
-        """A touched position's token is the method's own, or that of log-probabilities which lie no further off than a cached pass may."""
+        """A touched position's token is the method's own, or that of log-probabilities no further off than rounding takes them."""
         log_p = self._row(made.prefix, of_target=True)
         if token not in self._method(answer, made, log_p, excess):
-            self.counted["within rounding"] += 1
-            rng = np.random.default_rng(0)
-            off = rng.uniform(-CLOSE, CLOSE, (64, 2, len(log_p)))
+            counted = self.counted + Counter({"within rounding": 1})
+            off = np.random.default_rng(0).uniform(-ROUNDING, ROUNDING, (64, 2, len(log_p)))
             assert any(token in self._method(answer, made, log_p + one, excess + other) for one, other in off)
+            self.counted = counted  # the position counts once
 
     def _method(self, answer: Audited, made: Decision, log_p: np.ndarray, excess: np.ndarray) -> list[int]:
         """The method in plain words: the token is the draft if chance has it so, else drawn from what q has beyond it.

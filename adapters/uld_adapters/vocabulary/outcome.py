@@ -13,7 +13,7 @@ from uld_adapters.vocabulary.index import Group
 Halves = tuple[Int[np.ndarray, " some"], Int[np.ndarray, " others"]]
 NONE = -1  # no token begins at the place
 CROWD = 256  # so many tokens in one place are not looked at one by one
-_FEW = 64  # tokens after which texts are spelled one by one
+_FEW = 64  # so many texts are spelled one by one
 _KEPT = 10_000
 _WIDEST = 64  # bits of a machine word
 
@@ -100,8 +100,8 @@ class Outcomes:
         size = len(event.tail) + len(more)
         if ids.size > _FEW and skip != size and skip != len(more):
             return ids[:0], ids
-        if event.tail and self.remote.sealed(event.tail, event.pending + more):
-            event, size = event._replace(tail=b""), len(more)
+        event = event.free(self, more)
+        size = len(event.tail) + len(more)
         if not event.tail and event.token is None:
             return ids, ids[:0]
         glance = not event.pending and skip == size < _WIDEST
@@ -162,6 +162,11 @@ class Event(NamedTuple):
     tail: bytes
     pending: bytes
     token: int | None
+
+    def free(self, outcomes: Outcomes, more: bytes) -> "Event":
+        """The same event without its tail, where that and what follows are spelled apart."""
+        following = self.pending + more
+        return self._replace(tail=b"") if self.tail and following and outcomes.remote.sealed(self.tail, following) else self
 
     def judge(self, outcomes: Outcomes, more: bytes) -> tuple[bool, bool]:
         """Whether it holds for a text that ends with `more`, and whether that is so whatever follows."""

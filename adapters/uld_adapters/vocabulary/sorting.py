@@ -56,8 +56,7 @@ class Sorter:
 
     def sort(self, event: Event, more: bytes, skip: int, ids: Int[np.ndarray, " n"]) -> Sorted:
         """How tokens, in the order of their bytes, go on with a text that ends with `more`, which has their first `skip` bytes already."""
-        if event.tail and event.pending + more and self.outcomes.remote.sealed(event.tail, event.pending + more):
-            event = event._replace(tail=b"")
+        event = event.free(self.outcomes, more)
         of = (event, more, skip, id(ids))
         known = self._known.get(of)
         if known is None or known.ids is not ids:
