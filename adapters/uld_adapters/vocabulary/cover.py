@@ -1,9 +1,7 @@
 """Where a text may stand in a vocabulary's tokens when more text follows: the spellings whose last token reaches beyond its end."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int
@@ -11,17 +9,16 @@ from jaxtyping import Int
 from uld_adapters.errors import TokenizerMismatch
 from uld_adapters.vocabulary.bpe import Bpe
 from uld_adapters.vocabulary.index import TokenIndex
+from uld_adapters.vocabulary.memory import Memory
 from uld_adapters.vocabulary.tokens import Vocabulary
 from uld_adapters.vocabulary.words import completions, unfinished, whole
 
-T = TypeVar("T")
 Split = tuple[int, ...]  # where words begin and end
 # What may follow a text and move the cuts at its end: letters, spaces, breaks, digits, contractions, marks, other scripts.
 _PROBES = ("", "a", "S", " ", " a", "\n", "1", ".", "'", "'s", "e", "t", "l", "\u0301", "漢", "😀")
 _BEYOND = ("", "a", " ", "1")
 _AFTER, _NEAR = ("", "s", "e", "l", "1", " a", "\n"), 3  # what may move a cut that lies no more than three bytes back
 _WIDE = 16
-_KEPT = 100_000
 _LONG = 48  # bytes of a word without cuts, beyond which its certain tokens are let go
 
 
@@ -32,6 +29,9 @@ class Overhang:
     path: tuple[int, ...]
     at: int
     ids: Int[np.ndarray, " n"]
+
+
+Cover = tuple[list[tuple[int, ...]], list[Overhang]]
 
 
 class Covers:
@@ -60,13 +60,13 @@ class Covers:
             usable = frozenset(range(vocabulary.rows))
             self._alone = False
         self.index = TokenIndex(vocabulary.tokens, (i for i in usable if i not in vocabulary.control))
-        self._splits: dict[bytes, tuple[Split, ...]] = {}
-        self._overhangs: dict[bytes, tuple[Overhang, ...]] = {}
-        self._paths: dict[bytes, tuple[tuple[int, ...], ...]] = {}
-        self._sealed: dict[bytes, dict[bytes, bool]] = {}
-        self._onward: tuple[bytes, dict[bytes, tuple[list[tuple[int, ...]], list[Overhang]]]] = (b"", {})
-        self._beyond: dict[bytes, Int[np.ndarray, " n"]] = {}
-        self._fits: dict[bytes, Int[np.ndarray, " n"]] = {}
+        self._splits = Memory(self._probe)
+        self._overhangs = Memory(self._find)
+        self._paths = Memory(self._spelled)
+        self._sealed = Memory(self._cut_between)
+        self._onward: tuple[bytes, Memory[bytes, Cover]] = b"", Memory(partial(self._go_on, b""))
+        self._beyond = Memory(self.index.beyond)
+        self._fits = Memory(self._fit)
         self._matrix = np.frombuffer(b"".join(t[:_WIDE].ljust(_WIDE, b"\0") for t in self.tokens), dtype=np.uint8).reshape(-1, _WIDE)
 
     def written(self, data: bytes) -> bytes:
@@ -79,7 +79,10 @@ class Covers:
 
     def paths(self, tail: bytes) -> tuple[tuple[int, ...], ...]:
         """How a tail may be spelled up to its end; the first is how it is spelled if the text ends there."""
-        return remembered(self._paths, tail, lambda: tuple(dict.fromkeys(self._spell(tail, s, len(tail))[0] for s in self.splits(tail))))
+        return self._paths[tail]
+
+    def _spelled(self, tail: bytes) -> tuple[tuple[int, ...], ...]:
+        return tuple(dict.fromkeys(self._spell(tail, split, len(tail))[0] for split in self.splits(tail)))
 
     def _spell(self, tail: bytes, split: Split, end: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The ids of the tail's first `end` bytes in a split, and those of its last word if that goes on."""
@@ -114,29 +117,33 @@ class Covers:
 
     def overhangs(self, tail: bytes) -> tuple[Overhang, ...]:
         """The spellings of a tail that end beyond it."""
-        return remembered(self._overhangs, tail, lambda: tuple(self._find(tail)))
+        return self._overhangs[tail]
 
-    def _find(self, tail: bytes) -> list[Overhang]:
+    def _find(self, tail: bytes) -> tuple[Overhang, ...]:
         found: dict[tuple[tuple[int, ...], int], Int[np.ndarray, " n"]] = {}
         splits, begin = self.splits(tail), max(self._certain(tail), len(tail) - self.index.longest + 1)
         for at in range(begin, len(tail)):
-            ids = remembered(self._beyond, tail[at:], partial(self.index.beyond, tail[at:]))
+            ids = self._beyond[tail[at:]]
             if not ids.size:
                 continue
             for split in dict.fromkeys(tuple(cut for cut in split if cut <= at) for split in splits):
                 path, word = self._spell(tail, split, at)
-                fit = self._after(word, tail[at:], ids) if word else ids
+                fit = self._after(word, tail[at:]) if word else ids
                 if fit.size:
                     known = found.get((path, at))
                     found[path, at] = fit if known is None or known is fit else self._either(ids, known, fit)
-        return [Overhang(path, at, ids) for (path, at), ids in found.items()]
+        return tuple(Overhang(path, at, ids) for (path, at), ids in found.items())
 
-    def _after(self, word: tuple[int, ...], rest: bytes, ids: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    def _after(self, word: tuple[int, ...], rest: bytes) -> Int[np.ndarray, " n"]:
         """Which of the tokens beyond the bytes `rest` may follow within a word."""
-        if not isinstance(self.spelling.speller, Bpe):
-            return ids[self.spelling.speller.after(word, ids)]
-        key = word[-1].to_bytes(4, "big") + rest  # what stands before its last token does not matter
-        return remembered(self._fits, key, lambda: ids[self.spelling.speller.after(word, ids)])
+        if isinstance(self.spelling.speller, Bpe):
+            return self._fits[word[-1:], rest]  # what stands before its last token does not matter
+        return self._fit((word, rest))
+
+    def _fit(self, key: tuple[tuple[int, ...], bytes]) -> Int[np.ndarray, " n"]:
+        word, rest = key
+        ids = self._beyond[rest]
+        return ids[self.spelling.speller.after(word, ids)]
 
     def _either(self, ids: Int[np.ndarray, " n"], some: Int[np.ndarray, " m"], others: Int[np.ndarray, " k"]) -> Int[np.ndarray, " l"]:
         """Those of the ids that are among some of them, or among others."""
@@ -159,7 +166,7 @@ class Covers:
         """How the tail may be cut into words, by what follows it; the first is how it is cut if the text ends there."""
         if self.spelling.words is whole or not tail:
             return ((0, len(tail)), (0,))
-        return remembered(self._splits, tail, lambda: self._probe(tail))
+        return self._splits[tail]
 
     def _probe(self, tail: bytes) -> tuple[Split, ...]:
         # What an unfinished character becomes decides how the words before it are cut, and whether one begins with it.
@@ -171,13 +178,13 @@ class Covers:
             found += [(*split, len(known)) if split[-1] < len(known) else split[:-1] for split in found]
         return tuple(dict.fromkeys(found))
 
-    def onward(self, tail: bytes, data: bytes) -> tuple[list[tuple[int, ...]], list[Overhang]]:
+    def onward(self, tail: bytes, data: bytes) -> Cover:
         """The cover of a tail with more bytes after it: its paths, and its overhangs."""
         if self._onward[0] != tail:
-            self._onward = (tail, {})  # a tail is asked for with all its candidates, and then no more
-        return remembered(self._onward[1], data, lambda: self._go_on(tail, data))
+            self._onward = tail, Memory(partial(self._go_on, tail))  # a tail is asked for with all its candidates, and then no more
+        return self._onward[1][data]
 
-    def _go_on(self, tail: bytes, data: bytes) -> tuple[list[tuple[int, ...]], list[Overhang]]:
+    def _go_on(self, tail: bytes, data: bytes) -> Cover:
         if not tail or not data or not self.sealed(tail, data):
             return list(self.paths(tail + data)), list(self.overhangs(tail + data))
         bases, size = self.paths(tail), len(tail)
@@ -187,9 +194,8 @@ class Covers:
     def sealed(self, tail: bytes, data: bytes) -> bool:
         """Whether a tail and the bytes that follow it are spelled apart, whatever comes after them."""
         if self.spelling.words is not whole:
-            near = data[:_NEAR] if data[:_NEAR].isascii() else data
-            known = remembered(self._sealed, tail, dict)
-            return remembered(known, near, lambda: self._cut_between(tail, near))
+            near = data[:_NEAR]
+            return self._sealed[tail, near if near.isascii() else data]
         for overhang in self.overhangs(tail):
             rest = tail[overhang.at :]
             for low, high in self.index.touching(rest + data):
@@ -197,7 +203,8 @@ class Covers:
                     return False
         return not self._alone
 
-    def _cut_between(self, tail: bytes, data: bytes) -> bool:
+    def _cut_between(self, key: tuple[bytes, bytes]) -> bool:
+        tail, data = key
         if unfinished(tail):
             return False
         open_ = unfinished(data)
@@ -208,13 +215,3 @@ class Covers:
             return self.spelling.divided(known, len(tail))
         probes = [char + more for char in completions(data[-open_:]) for more in _BEYOND] if open_ else _AFTER
         return self.spelling.divided(known, len(tail), probes)
-
-
-def remembered(kept: dict[bytes, T], key: bytes, make: Callable[[], T]) -> T:
-    """What was made for the key before, or is made now; a memory that grows too large begins anew."""
-    found = kept.get(key)
-    if found is None:
-        if len(kept) >= _KEPT:
-            kept.clear()
-        found = kept[key] = make()
-    return found

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
+from uld_adapters.vocabulary.memory import Memory
+
 
 @dataclass(frozen=True, eq=False)
 class Group:
@@ -47,7 +49,7 @@ class TokenIndex:
         self._edges = np.searchsorted(firsts, np.arange(257))
         self._rows = len(tokens)
         self.whole = Group.of(self.ids, self._rows)
-        self._starting: dict[frozenset[int], Group] = {}
+        self._starting = Memory(self._group)
 
     def span(self, prefix: bytes) -> tuple[int, int]:
         """Where in `ids` the tokens stand that begin with the prefix."""
@@ -66,10 +68,11 @@ class TokenIndex:
 
     def starting(self, firsts: frozenset[int]) -> Group:
         """The tokens whose first byte is one of these."""
-        if firsts not in self._starting:
-            spans = [self.ids[self._edges[first] : self._edges[first + 1]] for first in sorted(firsts)]
-            self._starting[firsts] = Group.of(np.concatenate([self.ids[:0], *spans]), self._rows, firsts)
         return self._starting[firsts]
+
+    def _group(self, firsts: frozenset[int]) -> Group:
+        spans = [self.ids[self._edges[first] : self._edges[first + 1]] for first in sorted(firsts)]
+        return Group.of(np.concatenate([self.ids[:0], *spans]), self._rows, firsts)
 
     def touching(self, data: bytes) -> list[tuple[int, int]]:
         """Spans of the tokens that begin with the bytes, or that the bytes begin with."""

@@ -68,7 +68,7 @@ class NarrowWeigher(Weigher):
 
     def leaf(self, event: Event, path: Path, more: bytes, weight: Float[np.ndarray, " models"], tally: Tally) -> None:
         """All texts that begin with a path."""
-        now, certain = event.judge(self.outcomes, more)
+        now, certain = self.outcomes.judge(event, more)
         if certain or path in self.rows:
             super().leaf(event, path, more, weight, tally)
             return

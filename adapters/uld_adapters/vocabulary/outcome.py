@@ -7,14 +7,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
-from uld_adapters.vocabulary.cover import Covers, remembered
+from uld_adapters.vocabulary.cover import Covers
 from uld_adapters.vocabulary.index import Group
+from uld_adapters.vocabulary.memory import Memory
 
 Halves = tuple[Int[np.ndarray, " some"], Int[np.ndarray, " others"]]
 NONE = -1  # no token begins at the place
 CROWD = 256  # so many tokens in one place are not looked at one by one
 _FEW = 64  # so many texts are spelled one by one
-_KEPT = 10_000
+_KEPT = 50_000
 _WIDEST = 64  # bits of a machine word
 
 
@@ -51,20 +52,19 @@ class Outcomes:
 
     def __init__(self, remote: Covers, small: Covers) -> None:
         self.remote, self.small, self._tokens = remote, small.index, small.tokens
-        self._outcomes: dict[bytes, Outcome] = {}
-        self._free: dict[bytes, Outcome] = {}
-        self._hitters: dict[bytes, Group] = {}
+        self._outcomes = Memory(self._find)
+        self._hitters = Memory(self._hit)
+        self._verdicts = Memory(self._judge)
         self._ending: dict[tuple[Event, bytes, int], tuple[Int[np.ndarray, " n"], Halves]] = {}
         self._cuts = self._cut()
 
     def of(self, tail: bytes, more: bytes) -> Outcome:
         """What begins after the tail of a prefix, if the text goes on with `more`."""
         more = self.remote.written(more)
-        if not tail or (more and self.remote.sealed(tail, more)):
-            return remembered(self._free, more, lambda: self._find(b"", more))
-        return remembered(self._outcomes, len(tail).to_bytes(4, "big") + tail + more, lambda: self._find(tail, more))
+        return self._outcomes[b"" if more and tail and self.remote.sealed(tail, more) else tail, more]
 
-    def _find(self, tail: bytes, more: bytes) -> Outcome:
+    def _find(self, key: tuple[bytes, bytes]) -> Outcome:
+        tail, more = key
         text, place = tail + more, len(tail)
         ends = [self._begins(path, place) for path in self.remote.paths(text)]
         now, possible, opened = ends[0], set(ends), frozenset[int]()
@@ -97,23 +97,25 @@ class Outcomes:
         The first `skip` bytes of the tokens are in `more` already. Tokens of which nobody can tell at a glance are among the others,
         unless they are few.
         """
-        size = len(event.tail) + len(more)
-        if ids.size > _FEW and skip != size and skip != len(more):
-            return ids[:0], ids
-        event = event.free(self, more)
-        size = len(event.tail) + len(more)
-        if not event.tail and event.token is None:
-            return ids, ids[:0]
-        glance = not event.pending and skip == size < _WIDEST
-        if not glance and ids.size > _FEW:
-            return ids[:0], ids
         known = self._ending.get((event, more, skip))
         if known is None or known[0] is not ids:
+            free = event.free(self, more)
+            halves = self._halve(event, more, skip, ids) if free is event else self.ending(free, more, skip, ids)
             if len(self._ending) >= _KEPT:
                 self._ending.clear()
-            holds = self._seen(event, ids) if glance else self._tried(event, [more + self._tokens[i][skip:] for i in ids.tolist()])
-            known = self._ending[event, more, skip] = ids, (ids[holds], ids[~holds])
+            known = self._ending[event, more, skip] = ids, halves
         return known[1]
+
+    def _halve(self, event: "Event", more: bytes, skip: int, ids: Int[np.ndarray, " n"]) -> Halves:
+        if not event.tail and event.token is None:
+            return ids, ids[:0]
+        if not event.pending and skip == len(event.tail) + len(more) < _WIDEST:
+            holds = self._seen(event, ids)
+        elif ids.size <= _FEW:
+            holds = self._tried(event, [more + self._tokens[i][skip:] for i in ids.tolist()])
+        else:
+            return ids[:0], ids
+        return ids[holds], ids[~holds]
 
     def _seen(self, event: "Event", ids: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
         """With which tokens an event holds whose tail they begin with."""
@@ -137,12 +139,21 @@ class Outcomes:
             at += len(self.remote.tokens[token])
         return ENDS if at == place else NONE
 
-    def hitters(self, tail: bytes, more: bytes) -> Group:
-        """The small model's tokens after which the outcome may be another: those that begin as a token reaching beyond the text goes on."""
-        more = self.remote.written(more)
-        if tail and more and self.remote.sealed(tail, more):
-            tail = b""
-        return remembered(self._hitters, len(tail).to_bytes(4, "big") + tail + more, lambda: self._hit(tail + more))
+    def judge(self, event: "Event", more: bytes) -> tuple[bool, bool]:
+        """Whether an event holds for a text that ends with `more`, and whether that is so whatever follows."""
+        return self._verdicts[event, more]
+
+    def _judge(self, key: tuple["Event", bytes]) -> tuple[bool, bool]:
+        event, more = key
+        outcome = self.of(event.tail, event.pending + more)
+        if event.token is None:
+            return outcome.now != NONE, outcome.bounded is not None
+        return outcome.now == event.token, outcome.certain or not outcome.may_be(event.token)
+
+    def hitters(self, event: "Event", more: bytes) -> Group:
+        """The small model's tokens after which an event may be otherwise: those that begin as a token reaching beyond the text goes on."""
+        tail, more = event.tail, self.remote.written(event.pending + more)
+        return self._hitters[more if tail and more and self.remote.sealed(tail, more) else tail + more]
 
     def _hit(self, text: bytes) -> Group:
         if len(self.remote.paths(text)) > 1:
@@ -167,13 +178,6 @@ class Event(NamedTuple):
         """The same event without its tail, where that and what follows are spelled apart."""
         following = self.pending + more
         return self._replace(tail=b"") if self.tail and following and outcomes.remote.sealed(self.tail, following) else self
-
-    def judge(self, outcomes: Outcomes, more: bytes) -> tuple[bool, bool]:
-        """Whether it holds for a text that ends with `more`, and whether that is so whatever follows."""
-        outcome = outcomes.of(self.tail, self.pending + more)
-        if self.token is None:
-            return outcome.now != NONE, outcome.bounded is not None
-        return outcome.now == self.token, outcome.certain or not outcome.may_be(self.token)
 
 
 ENDS = -2  # the text ends at the place

@@ -67,9 +67,9 @@ class Sorter:
 
     def after(self, event: Event, more: bytes) -> Float[np.ndarray, "3"]:
         """The share of texts under the uniform model that counts to yes, now and may, of an event that is open at the end of `more`."""
-        hit = self.outcomes.hitters(event.tail, event.pending + more).ids
+        hit = self.outcomes.hitters(event, more).ids
         found = self.sort(event, more, 0, hit).uniform(self.rows)
-        found[0] += event.judge(self.outcomes, more)[0] * (1 - hit.size / self.rows)
+        found[0] += self.outcomes.judge(event, more)[0] * (1 - hit.size / self.rows)
         return found
 
     def _sort(self, event: Event, more: bytes, skip: int, ids: Int[np.ndarray, " n"]) -> Sorted:
@@ -88,12 +88,12 @@ class Sorter:
             count, low, size = heappop(waiting)
             high = low - count
             begun = end(low) if high - low == 1 else end(low)[:size]
-            now, certain = event.judge(self.outcomes, more + begun)
+            now, certain = self.outcomes.judge(event, more + begun)
             if certain:
                 if now:
                     yes.append((low, high))
                 continue
-            after = self.outcomes.hitters(event.tail, event.pending + more + begun)
+            after = self.outcomes.hitters(event, more + begun)
             while low < high and len(end(low)) == len(begun):
                 open_[not now].append(low)
                 hit[not now].append(after.ids.size / self.rows)

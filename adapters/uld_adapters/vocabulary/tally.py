@@ -101,9 +101,8 @@ class Weigher:
 
     def node(self, event: Event, path: Path, more: bytes, tally: Tally, *, without: Int[np.ndarray, " n"] | None = None) -> None:
         """All texts after a path whose row is known."""
-        hit = self.outcomes.hitters(event.tail, event.pending + more)
-        looked = self._looked(path, hit)
-        now = event.judge(self.outcomes, more)[0]
+        looked = self._looked(path, self.outcomes.hitters(event, more))
+        now = self.outcomes.judge(event, more)[0]
         if now:
             apart = np.array(looked.heavy, dtype=np.int64)
             if without is None:
@@ -174,11 +173,11 @@ class Weigher:
 
     def leaf(self, event: Event, path: Path, more: bytes, weight: Float[np.ndarray, " models"], tally: Tally) -> None:
         """All texts that begin with a path."""
-        now, certain = event.judge(self.outcomes, more)
+        now, certain = self.outcomes.judge(event, more)
         if not certain and path in self.rows:
             self.node(event, path, more, tally)
             return
-        hit = 0.0 if certain or not now else self.outcomes.hitters(event.tail, event.pending + more).ids.size / self.size
+        hit = 0.0 if certain or not now else self.outcomes.hitters(event, more).ids.size / self.size
         self.settle(path, weight, tally, now=now, certain=certain, hit=hit)
 
     def settle(self, path: Path, weight: Float[np.ndarray, " models"], tally: Tally, *, now: bool, certain: bool, hit: float) -> None:

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 
 from uld_adapters.vocabulary.cover import Covers
+from uld_adapters.vocabulary.memory import Memory
 from uld_adapters.vocabulary.outcome import CROWD, Event, Outcomes
-from uld_adapters.vocabulary.tally import Tallies, Weigher, most
+from uld_adapters.vocabulary.tally import Tallies, Weigher
 
 Path = tuple[int, ...]
 _YES, _NOW, _MAY, _NEVER = range(4)
@@ -17,24 +18,22 @@ class Templates:
     """How the remote's tokens are weighed after a place at which tokens of both sides end for certain, a row a token.
 
     `exact` is the small model's token that spells it (a token that takes several pieces has none), and `kind` what its mass counts
-    to. `beside` are the tokens that begin with it, unless these are a `crowd`, and the first ones of other spellings; `share` is that
-    of all of them in the small vocabulary, and `free` that of the tokens after which an outcome that holds for now does so for certain.
-    `ending` are those of the tokens that begin with it which the remote's tokenizer begins with it, too, where the text ends there.
+    to. `beside` are the first tokens of other spellings and those that begin with it, last the ones that the remote's tokenizer begins
+    with it, too, where the text ends there, and of a `crowd` of them no others; `sizes` are how many there are of the former and of the
+    last, and `share` what part of the small vocabulary they are, with all of a crowd. `free` is that of the tokens after which an
+    outcome that holds for now does so for certain.
     """
 
     def __init__(self, outcomes: Outcomes, small: Covers, size: int) -> None:
         self.outcomes, self.small, self.size = outcomes, small, size
         count = len(outcomes.remote.tokens)
         self.exact, self.kind, self.crowd = np.zeros(count, dtype=np.int64), np.full(count, _NEVER), np.zeros(count, dtype=bool)
-        self.share, self.free = np.zeros((2, count))
-        self._made: dict[int, bool] = {}
+        self.free, self.share, self.sizes = np.zeros(count), np.zeros((count, 2)), np.zeros((count, 2), dtype=np.int64)
+        self._made = Memory(self._make)
         self.beside: dict[int, Int[np.ndarray, " n"]] = {}
-        self.ending: dict[int, Int[np.ndarray, " n"]] = {}
 
     def has(self, token: int) -> bool:
         """Whether a token has a template, which is made when first asked for."""
-        if token not in self._made:
-            self._made[token] = self._make(token)
         return self._made[token]
 
     def _make(self, token: int) -> bool:
@@ -49,23 +48,34 @@ class Templates:
         many = sum(map(len, beyond))
         self.exact[token] = exact[0][0]
         event = Event(b"", b"", token)
-        now, certain = event.judge(self.outcomes, data)
+        now, certain = self.outcomes.judge(event, data)
         self.kind[token] = (_YES if now else _NEVER) if certain else _NOW if now else _MAY
         self.crowd[token] = many > CROWD
-        self.share[token] = (many + len(astray)) / self.size
-        self.free[token] = 1 - self.outcomes.hitters(b"", data).ids.size / self.size if self.kind[token] == _NOW else 0.0
-        self.beside[token] = astray if many > CROWD else np.concatenate([astray, *beyond])
-        self.ending[token] = np.concatenate([astray[:0], *(self.outcomes.ending(event, data, len(data), ids)[0] for ids in beyond)])
+        self.free[token] = 1 - self.outcomes.hitters(event, data).ids.size / self.size if self.kind[token] == _NOW else 0.0
+        halves = [self.outcomes.ending(event, data, len(data), ids) for ids in beyond]
+        ending = np.concatenate([astray[:0], *(half for half, _ in halves)])
+        others = [astray] if many > CROWD else [astray, *(half for _, half in halves)]
+        self.beside[token] = np.concatenate([*others, ending])
+        self.sizes[token] = self.beside[token].size - ending.size, ending.size
+        self.share[token] = (many + astray.size - ending.size) / self.size, ending.size / self.size
         return True
 
     def weigh(self, weigher: Weigher, path: Path, tokens: Sequence[int]) -> tuple[Tallies, Bool[np.ndarray, " tokens"]]:
         """The tallies of candidates at a path; and beside which of them other spellings are heavy, so that they need a closer look."""
         row, weight, at, count = weigher.rows[path], weigher.weight(path), np.array(tokens), len(tokens)
-        parts = [self.beside[token] for token in tokens]
-        owner = np.repeat(np.arange(count), [len(part) for part in parts])
-        chances = row.take(np.concatenate(parts), 1) * weight[:-1, None]
+        sizes = self.sizes[at].ravel()  # of each token's others, then of its ending
+        ends = np.cumsum(sizes)
+        chances = row.take(np.concatenate([self.beside[token] for token in tokens]), 1) * weight[:-1, None]
+        sums = np.zeros((len(row), ends[-1] + 1))
+        np.cumsum(chances, 1, dtype=np.float64, out=sums[:, 1:])
+        beside = np.empty((count, 2, weigher.models))
+        beside[..., :-1] = np.subtract(sums[:, ends], sums[:, ends - sizes]).T.reshape(count, 2, -1)
+        beside[..., -1] = self.share[at] * weight[-1]
+        crowd = self.crowd[at]
+        beside[crowd, 0, :-1] = weight[:-1] - beside[crowd, 1, :-1]
         heavy = np.zeros(count, dtype=bool)
-        heavy[owner[(chances >= weigher.least).any(0)]] = True
+        over = np.searchsorted(ends, np.flatnonzero((chances >= weigher.least).any(0)), "right")
+        heavy[over[~crowd[over // 2] | (over % 2 == 0)] // 2] = True
         own = np.empty((count, weigher.models))
         own[:, :-1], own[:, -1] = (row.take(self.exact[at], 1) * weight[:-1, None]).T, weight[-1] / self.size
         kind, mass = self.kind[at], np.zeros((4, count, weigher.models))
@@ -74,22 +84,8 @@ class Templates:
         free = own[:, -1] * self.free[at]  # what follows under the uniform model is known
         yes[:, -1] += free
         now[:, -1] -= free
-        for model, chance in enumerate(chances):
-            may[:, model] += np.where(self.crowd[at], weight[model], np.bincount(owner, weights=chance, minlength=count))
-        may[:, -1] += weight[-1] * self.share[at]
-        held = self._held(row, tokens) * weight
-        now += held
-        may -= held
-        leaves = [(most(own[i]), (*path, int(self.exact[tokens[i]]))) for i in np.flatnonzero((kind % _NEVER > 0) & ~heavy).tolist()]
-        return Tallies(mass[:_NEVER], leaves), heavy
-
-    def _held(self, row: Float[np.ndarray, "rows n"], tokens: Sequence[int]) -> Float[np.ndarray, "tokens models"]:
-        """The mass of the `ending` of each token."""
-        found = np.zeros((len(tokens), len(row) + 1))
-        sizes = np.array([len(self.ending[token]) for token in tokens])
-        some = np.flatnonzero(sizes)
-        if some.size:
-            ids = np.concatenate([self.ending[tokens[i]] for i in some.tolist()])
-            found[some, :-1] = np.add.reduceat(row.take(ids, 1), np.cumsum(sizes[some]) - sizes[some], 1, dtype=np.float64).T
-            found[:, -1] = sizes / self.size
-        return found
+        may += beside[:, 0]
+        now += beside[:, 1]
+        open_ = np.flatnonzero((kind % _NEVER > 0) & ~heavy)
+        leaves = zip(own[open_, :-1].max(1).tolist(), self.exact[at[open_]].tolist(), strict=True)
+        return Tallies(mass[:_NEVER], [(largest, (*path, token)) for largest, token in leaves]), heavy
