@@ -11,7 +11,7 @@ from typing import Any
 from uld_adapters.errors import MissingExtra, TokenizerMismatch, UsageError
 from uld_adapters.vocabulary.bpe import Bpe, implied_merges
 from uld_adapters.vocabulary.spelling import Spelling, Unigram, plain
-from uld_adapters.vocabulary.words import Pattern, Words, by_neighbours, by_pre_tokenizer, whole
+from uld_adapters.vocabulary.words import Atoms, Pattern, PreTokenizer, Words, by_neighbours, whole
 
 _MARKER = re.compile(r"\[[A-Z0-9_/]+\]")  # control tokens in all but name, such as [REFERENCE_DOC_0]
 SPACE = "▁"  # how SentencePiece writes a space
@@ -122,17 +122,7 @@ class _Pieces:
 
 def with_atoms(words: Words, atomic: Mapping[bytes, int]) -> Words:
     """Words, with certain strings always words of their own, the longest first."""
-    if not atomic:
-        return words
-    import regex
-
-    names = sorted((data.decode(errors="replace") for data in atomic), key=len, reverse=True)
-    split = regex.compile("(" + "|".join(map(regex.escape, names)) + ")")
-
-    def cut(text: str) -> list[str]:
-        return [word for at, part in enumerate(split.split(text)) if part for word in ([part] if at % 2 else words(part))]
-
-    return cut
+    return Atoms(words, [data.decode(errors="replace") for data in atomic]) if atomic else words
 
 
 def hf_normalisers(state: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -196,7 +186,7 @@ def _hf_words(steps: list[dict[str, Any]], *, space: str) -> Words | None:
     if not quiet or all(step["type"] == "Metaspace" and not step.get("split", True) for step in quiet):
         return None
     tokenizer = _hf_tokenizer({"pre_tokenizer": {"type": "Sequence", "pretokenizers": quiet}})
-    return by_pre_tokenizer(tokenizer.pre_tokenizer, space=space)
+    return PreTokenizer(tokenizer.pre_tokenizer, space=space)
 
 
 def _hf_model(state: Mapping[str, Any]) -> Any:

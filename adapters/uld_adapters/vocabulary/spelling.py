@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Bool, Int
 
-from uld_adapters.vocabulary.words import Neighbours, Pattern, Words, readable
+from uld_adapters.vocabulary.words import Words, readable
 
 
 class Speller(Protocol):
@@ -98,8 +98,6 @@ class Spelling:
 
     def divided(self, data: bytes, at: int, following: Sequence[str] = ("",)) -> bool:
         """Whether a word begins at the byte `at` inside a text, whichever of the texts follows it."""
-        if not isinstance(self.words, Pattern | Neighbours):
-            return all(at in places for places in self.cuts(data, following))
         text, widths = readable(data)
         ends = list(accumulate(widths))
         return at in ends and all(self.words.divides(text + then, ends.index(at) + 1) for then in following)

@@ -1,15 +1,25 @@
 """Bytes as text, and text cut into the words within which a tokenizer spells."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
-from itertools import pairwise
-from typing import Any
+from itertools import accumulate, pairwise
+from typing import Any, Protocol
 from unicodedata import category
 
 _UNREADABLE = 0xF700  # bytes that are no UTF-8 stand as private characters, one each
 _SMALLEST = {0xE0: b"\xa0", 0xF0: b"\x90"}  # second bytes below these are no UTF-8
 
-Words = Callable[[str], list[str]]
+
+class Words(Protocol):
+    """How a tokenizer cuts texts into the words within which it spells."""
+
+    def __call__(self, text: str) -> list[str]:
+        """The words of a text."""
+        ...
+
+    def divides(self, text: str, at: int) -> bool:
+        """Whether one word ends and another begins at a place inside the text."""
+        ...
 
 
 def ends_inside_character(data: bytes) -> bool:
@@ -81,9 +91,17 @@ def _code_point(data: bytes) -> int:
     return value
 
 
-def whole(text: str) -> list[str]:
+class _Whole:
     """No cuts: a text is one word."""
-    return [text] if text else []
+
+    def __call__(self, text: str) -> list[str]:
+        return [text] if text else []
+
+    def divides(self, text: str, at: int) -> bool:
+        return False
+
+
+whole: Words = _Whole()
 
 
 class Pattern:
@@ -117,6 +135,25 @@ class Pattern:
         return at == before
 
 
+class Atoms:
+    """Words of which some names are always words of their own, the longest first."""
+
+    def __init__(self, words: Words, names: Iterable[str]) -> None:
+        import regex
+
+        self._words = words
+        self._names = regex.compile("(" + "|".join(map(regex.escape, sorted(names, key=len, reverse=True))) + ")")
+
+    def __call__(self, text: str) -> list[str]:
+        """The words of a text."""
+        parts = enumerate(self._names.split(text))
+        return [word for at, part in parts if part for word in ([part] if at % 2 else self._words(part))]
+
+    def divides(self, text: str, at: int) -> bool:
+        """Whether one word ends and another begins at a place inside the text."""
+        return at in accumulate(map(len, self(text)))
+
+
 class Neighbours:
     """Words of a tokenizer without cuts: no token reaches across two characters that stand side by side in none."""
 
@@ -141,14 +178,22 @@ def by_neighbours(tokens: Iterable[bytes]) -> Words:
         return whole
 
 
-def by_pre_tokenizer(pre_tokenizer: Any, *, space: str = " ") -> Words:
-    """Words by a pre-tokenizer of the `tokenizers` library, which sees spaces as `space`."""
+class PreTokenizer:
+    """Words by a pre-tokenizer of the `tokenizers` library, which sees spaces as `space`; what it leaves out goes to the word after it."""
 
-    def words(text: str) -> list[str]:
-        ends = [end for _, (_, end) in pre_tokenizer.pre_tokenize_str(text.replace(" ", space))]
+    def __init__(self, pre_tokenizer: Any, *, space: str = " ") -> None:
+        self._split, self._space = pre_tokenizer.pre_tokenize_str, space
+
+    def _ends(self, text: str) -> list[int]:
+        return [end for _, (_, end) in self._split(text.replace(" ", self._space))]
+
+    def __call__(self, text: str) -> list[str]:
+        """The words of a text."""
+        ends = self._ends(text)
         if not ends or ends[-1] < len(text):
             ends.append(len(text))
-        starts = [0, *ends[:-1]]
-        return [text[a:b] for a, b in zip(starts, ends, strict=True) if b > a]
+        return [text[begin:end] for begin, end in pairwise([0, *ends]) if end > begin]
 
-    return words
+    def divides(self, text: str, at: int) -> bool:
+        """Whether one word ends and another begins at a place inside the text."""
+        return at in self._ends(text)
