@@ -268,6 +268,9 @@ def test_any_tokenizer_file_opens(tmp_path: Path, tiny_target: Path, tiny_gguf: 
             open_vocabulary(wrong)
     with pytest.raises(UsageError, match=r"there is no file nowhere\.model"):
         open_vocabulary("nowhere.model")
+    for path in ("./nowhere", "/nowhere/at/all", "one/two/three"):
+        with pytest.raises(UsageError, match="there is no file or folder"):
+            open_vocabulary(path)
 
 
 @pytest.mark.parametrize("open_it", [open_vocabulary, open_tokenizer])

@@ -367,6 +367,7 @@ def test_a_tiktoken_file_is_a_tokenizer(tmp_path: Path) -> None:
         ("a.tiktoken", "a.tiktoken is no tiktoken rank file"),
         ("tekken.json", "tekken.json is no tokenizer file"),
         ("tokenizer.model", "tokenizer.model is no SentencePiece model"),
+        ("README.md", "README.md is no tokenizer file"),
     ],
 )
 def test_a_file_that_is_no_tokenizer(tmp_path: Path, name: str, says: str) -> None:

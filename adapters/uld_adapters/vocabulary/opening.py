@@ -12,6 +12,7 @@ from uld_adapters.vocabulary.tokens import Vocabulary, load_tokenizer
 
 KINDS = "a folder with tokenizer.json, a tokenizer.json, tekken.json, tokenizer.model, .tiktoken or .gguf file, a hub or tiktoken name"
 _TIKTOKEN = re.compile(r"(?:r50k|p50k|cl100k|o200k)_\w+\Z")  # names of encodings
+_HUB = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?\Z")  # names that the hub takes
 _FILES = (".json", ".model", ".tiktoken", ".gguf")
 
 
@@ -58,6 +59,8 @@ def _opened(source: Any) -> Any:
         return load_tokenizer(path) if told or not plain else _from_file(plain[0])
     if path.suffix in _FILES:
         raise UsageError(f"there is no file {path}", hint=f"give {KINDS}")
+    if not _HUB.match(str(source)):
+        raise UsageError(f"there is no file or folder {path}", hint=f"give {KINDS}")
     return Vocabulary.from_tiktoken(str(source)) if _TIKTOKEN.match(str(source)) else load_tokenizer(source)
 
 
@@ -70,7 +73,14 @@ def _from_file(path: Path) -> Any:
         return _from_json(path)
     row = head.split(b"\n")[0].split()
     ranks = len(row) == 2 and row[1].isdigit()
-    return Vocabulary.from_tiktoken(path) if ranks or path.suffix == ".tiktoken" else Vocabulary.from_sentencepiece(path)
+    if ranks or path.suffix == ".tiktoken":
+        return Vocabulary.from_tiktoken(path)
+    try:
+        return Vocabulary.from_sentencepiece(path)
+    except UsageError as error:
+        if path.suffix == ".model":
+            raise
+        raise UsageError(f"{path} is no tokenizer file", hint=f"give {KINDS}") from error
 
 
 def _from_json(path: Path) -> Any:
