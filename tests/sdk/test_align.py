@@ -62,8 +62,8 @@ def test_what_is_no_tokenizer_is_said(tiny_target: Path, tmp_path: Path) -> None
     assert "is no tokenizer file" in outcome.stderr
     assert outcome.stdout == ""
     missing = run("align", "--remote", tmp_path / "missing", "--small", tiny_target)
-    assert missing.exit_code == 1
-    assert "no tokenizer could be loaded" in missing.stderr
+    assert missing.exit_code == 2
+    assert f"there is no file or folder {tmp_path / 'missing'}" in " ".join(missing.stderr.split())
 
 
 def test_blocks_hold_both_segmentations_whole(tiny_target: Path, small: Path) -> None:
