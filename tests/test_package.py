@@ -2,7 +2,7 @@
 
 import importlib
 import json
-import os
+import resource
 import signal
 import subprocess
 import sys
@@ -74,20 +74,19 @@ def test_importing_it_loads_nothing_heavy() -> None:
     assert not set(HEAVY) & set(loaded)
 
 
-@pytest.mark.parametrize(("command", "limit"), [(["-c", "import uld_sdk"], 0.15), (["-m", "uld_sdk.cli", "--help"], 0.3)])
+@pytest.mark.parametrize(("command", "limit"), [(["-c", "import uld_sdk"], 1.0), (["-m", "uld_sdk.cli", "--help"], 2.0)])
 def test_starting_is_quick(command: list[str], limit: float) -> None:
-    """The processor time of the import above that of a bare interpreter, best of nine: a busy machine does not count."""
-
-    def best(arguments: list[str]) -> float:
-        spent = []
-        for _ in range(9):
-            before = os.times()
+    """Processor time above that of a bare interpreter, in units of what any help page costs: some .14 s, on a busy machine more."""
+    measured = {"bare": ["-c", "pass"], "unit": ["-c", "import typer.rich_utils"], "ours": command}
+    spent: dict[str, list[float]] = {name: [] for name in measured}
+    for _ in range(9):  # in turns, so that a machine which slows down slows all of them
+        for name, arguments in measured.items():
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             subprocess.run([sys.executable, *arguments], capture_output=True, check=True, timeout=60)
-            after = os.times()
-            spent.append(after.children_user + after.children_system - before.children_user - before.children_system)
-        return min(spent)
-
-    assert best(command) - best(["-c", "pass"]) < limit
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            spent[name].append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    bare, unit, ours = map(min, spent.values())
+    assert ours - bare < limit * (unit - bare)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
