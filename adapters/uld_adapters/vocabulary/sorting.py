@@ -16,7 +16,7 @@ _LOOKS = 64  # beginnings of tokens that are looked at, those of most tokens fir
 
 @dataclass(frozen=True, eq=False)
 class Sorted:
-    """The tokens `ids`, by what an event is after each.
+    """The tokens `ids`, in the order of their bytes, by what an event is after each.
 
     After those of `yes` it holds whatever follows; else it may be open: it holds if the text ends there (`now`), or does not (`may`).
     `hit` are the shares of the small vocabulary that could change it next, after those of `now` and then of `may`. Nobody looked at
@@ -52,18 +52,19 @@ class Sorter:
 
     def __init__(self, outcomes: Outcomes, tokens: Sequence[bytes], rows: int) -> None:
         self.outcomes, self.tokens, self.rows = outcomes, tokens, rows
-        self._known: dict[tuple[Event, bytes, int, int], Sorted] = {}
+        self._known: dict[tuple[Event, bytes, int, int], tuple[Int[np.ndarray, " n"], Sorted]] = {}
 
     def sort(self, event: Event, more: bytes, skip: int, ids: Int[np.ndarray, " n"]) -> Sorted:
-        """How tokens, in the order of their bytes, go on with a text that ends with `more`, which has their first `skip` bytes already."""
+        """How tokens go on with a text that ends with `more`, which has their first `skip` bytes already."""
         event = event.free(self.outcomes, more)
         of = (event, more, skip, id(ids))
         known = self._known.get(of)
-        if known is None or known.ids is not ids:
+        if known is None or known[0] is not ids:
             if len(self._known) >= _KEPT:
                 self._known.clear()
-            known = self._known[of] = self._sort(event, more, skip, ids)
-        return known
+            found = self._sort(event, more, skip, ids[np.argsort(self.outcomes.small.rank[ids])])
+            known = self._known[of] = ids, found
+        return known[1]
 
     def after(self, event: Event, more: bytes) -> Float[np.ndarray, "3"]:
         """The share of texts under the uniform model that counts to yes, now and may, of an event that is open at the end of `more`."""
