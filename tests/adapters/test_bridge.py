@@ -265,3 +265,28 @@ def test_indentation_has_its_share_whether_or_not_the_model_is_read_on_after_it(
     rows = {path: uniform for path in bridge.cover(place)}
     rows |= {path: uniform for path in bridge.nodes(place, candidates, rows, ahead=candidates if ahead else ())}
     assert bridge.read(place, candidates, rows).now[-1][0] * bridge.rows == pytest.approx(1.0, rel=0.05)
+
+
+@pytest.mark.parametrize(("first", "second"), [("llama3", "gpt2"), ("qwen", "smollm2"), ("mistral1", "llama3")])
+def test_candidates_that_are_looked_up_have_the_shares_of_a_closer_look(first: str, second: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bridge, rng = real_pair(first, second), np.random.default_rng(3)
+    remote, looked_up = bridge.remote.vocabulary, 0
+    some = np.exp(4 * rng.normal(size=(5, 2, bridge.rows)))
+    some /= some.sum(2, keepdims=True)
+    for text in (*NASTY, "the quick brown fox"):
+        ids = remote.encode(text)
+        for at in range(1, len(ids), 3):
+            _, place = walk(bridge, ids[:at])
+            candidates = list({ids[at], *rng.integers(0, remote.rows, 30).tolist(), *rng.integers(0, 1000, 30).tolist()})
+            rows = {path: some[sum(path) % 5] for path in bridge.cover(place)}
+            rows |= {path: some[sum(path) % 5] for path in bridge.nodes(place, candidates, rows)}
+            looked_up += len(bridge._apart(place, candidates)) / len(candidates) > 0.5
+            found = bridge.read(place, candidates, rows)
+            with monkeypatch.context() as patched:
+                patched.setattr(bridge, "_apart", lambda place, candidates: [])
+                patched.setattr(bridge, "_kept", {})
+                closer = bridge.read(place, candidates, rows)
+            np.testing.assert_allclose(found.now, closer.now, rtol=1e-3, atol=1e-9)  # a closer look tells a few light spellings apart
+            assert (found.lower[:-1] <= closer.lower[:-1] * (1 + 1e-9) + 1e-12).all()
+            assert (found.now <= found.upper + 1e-12).all()
+    assert looked_up > 10

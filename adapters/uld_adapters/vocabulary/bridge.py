@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from uld_adapters.vocabulary.control import matched
 from uld_adapters.vocabulary.cover import Covers
+from uld_adapters.vocabulary.memory import Memory
 from uld_adapters.vocabulary.narrow import NarrowWeigher
 from uld_adapters.vocabulary.outcome import Event, Outcomes
 from uld_adapters.vocabulary.shares import Shares
@@ -70,6 +71,7 @@ class Bridge:
         self.templates = Templates(self.outcomes, self.small, self.rows)
         self._neutral = np.fromiter(map(self._unmatched, range(remote.rows)), dtype=bool, count=remote.rows)
         self._kept: dict[tuple[Place, tuple[int, ...], float], _Known] = {}
+        self._covers = Memory(lambda tail: tuple(beginnings(self._ends(tail))))
         counterparts = set(self.control.values())
         self.void = np.array([i for i in sorted(small.control) if i not in counterparts], dtype=np.int64)
 
@@ -103,15 +105,19 @@ class Bridge:
 
     def ends(self, place: Place) -> list[Path]:
         """The paths at which the small model may stand when the prefix ends."""
-        return [*self.small.paths(place.tail), *(overhang.path for overhang in self.small.overhangs(place.tail))]
+        return self._ends(place.tail)
 
-    def cover(self, place: Place) -> list[Path]:
+    def _ends(self, tail: bytes) -> list[Path]:
+        return [*self.small.paths(tail), *(overhang.path for overhang in self.small.overhangs(tail))]
+
+    def cover(self, place: Place) -> Sequence[Path]:
         """These paths, and those that lead there."""
-        return beginnings(self.ends(place))
+        return self._covers[place.tail]
 
     def nodes(self, place: Place, candidates: Sequence[int], rows: Rows, *, ahead: Iterable[int] = (), least: float = LEAST) -> set[Path]:
         """The paths below those of `cover` whose rows `read` needs; with `ahead` also those after these candidates.
 
+        `rows` must have the row of every beginning of a path that they have.
         Spellings that go another way than the candidate's own are left out where the rows say that they weigh less than `least`.
         """
         found: set[Path] = set()
@@ -120,9 +126,12 @@ class Bridge:
             token = candidates[at]
             if token not in self.remote.vocabulary.control:
                 exact, overhangs = self.small.onward(place.tail, self._ours(place, self.remote.tokens[token]))
-                found.update(path[:size] for path in exact for size in range(len(path)))
-                astray = (o.path for o in overhangs if o.path not in rows)
-                found.update(path[:size] for path in astray if known.weigher.heavy(path) for size in range(len(path) + 1))
+                for path in exact:
+                    if path and path[:-1] not in rows:
+                        found.update(path[:size] for size in range(len(path)))
+                for astray, _, _ in overhangs:
+                    if astray not in rows and known.weigher.heavy(astray):
+                        found.update(astray[:size] for size in range(len(astray) + 1))
         for token in ahead:
             if token not in self.remote.vocabulary.control:
                 found.update(self.small.onward(place.tail, self._ours(place, self.remote.tokens[token]))[0])
@@ -147,7 +156,7 @@ class Bridge:
             return kept
         weigher, paths = self.weigher(place, rows, least), self.small.paths(place.tail)
         tallies, done = Tallies(np.zeros((3, len(candidates), weigher.models))), {}
-        at = [i for i, token in enumerate(candidates) if self._apart(place, token)] if least >= LEAST and len(paths) == 1 else []
+        at = self._apart(place, candidates) if least >= LEAST and len(paths) == 1 else []
         if at:
             apart, heavy = self.templates.weigh(weigher, paths[0], [candidates[i] for i in at])
             tallies.mass[:, at], tallies.leaves = apart.mass, apart.leaves
@@ -157,13 +166,15 @@ class Bridge:
         found = self._kept[of] = _Known(len(candidates), cover, weigher, done, tallies)
         return found
 
-    def _apart(self, place: Place, token: int) -> bool:
-        """Whether a token's spelling does not touch what stands before it, on neither side, and can be looked up."""
-        if place.pending or token in self.remote.vocabulary.control or not self.templates.has(token):
-            return False
-        data = self.remote.tokens[token]
-        ours = not place.tail or self.small.sealed(place.tail, data)
-        return ours and (not place.remote_tail or self.remote.sealed(place.remote_tail, data))
+    def _apart(self, place: Place, candidates: Sequence[int]) -> list[int]:
+        """Which candidates are spelled without touching what stands before them, on neither side, and can be looked up."""
+        if place.pending:
+            return []
+        found = [(at, self.remote.tokens[token]) for at, token in enumerate(candidates) if self.templates.has[token]]
+        for side, tail in ((self.small, place.tail), (self.remote, place.remote_tail)):
+            if tail:
+                found = [(at, data) for at, data in found if side.sealed(tail, data)]
+        return [at for at, _ in found]
 
     def read(self, place: Place, candidates: Sequence[int], rows: Rows, *, least: float = LEAST) -> Shares:
         """S(c) of the candidates from the rows of `cover` and `nodes`; rows of further paths make the bounds narrower."""
@@ -177,10 +188,7 @@ class Bridge:
         lower, now, upper = np.cumsum(tallies.mass, 0).transpose(0, 2, 1)
         sure, likely = place_tally.yes[:, None], (place_tally.yes + place_tally.now)[:, None]
         most = likely + place_tally.may[:, None]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            shares = now / np.maximum(likely, now), lower / most, upper / np.maximum(sure, upper)
-        for share in shares:
-            share[np.isnan(share)] = 0.0
+        shares = _share(now, np.maximum(likely, now)), _share(lower, most), _share(upper, np.maximum(sure, upper))
         neutral = self._neutral[list(candidates)]
         leaves = sorted(place_tally.leaves + tallies.leaves, reverse=True)
         return Shares(*shares, neutral, tuple(leaves), tuple(standing))
@@ -232,6 +240,10 @@ class Bridge:
         if pending != place.pending:  # the remote's tokenizer never begins a text with this token, though the remote may
             tally.now += tally.yes
             tally.yes[:] = 0.0
+
+
+def _share(part: Float[np.ndarray, "*shape"], whole: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    return np.divide(part, whole, out=np.zeros(part.shape), where=whole > 0)
 
 
 def beginnings(paths: Iterable[Path]) -> list[Path]:

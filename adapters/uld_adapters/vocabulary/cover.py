@@ -1,7 +1,7 @@
 """Where a text may stand in a vocabulary's tokens when more text follows: the spellings whose last token reaches beyond its end."""
 
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -22,8 +22,7 @@ _WIDE = 16
 _LONG = 48  # bytes of a word without cuts, beyond which its certain tokens are let go
 
 
-@dataclass(frozen=True)
-class Overhang:
+class Overhang(NamedTuple):
     """Spellings of a text that end in the middle of a token: `path` spells its first `at` bytes, any of `ids` all the rest and more."""
 
     path: tuple[int, ...]

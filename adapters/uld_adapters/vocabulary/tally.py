@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from uld_adapters.vocabulary.cover import Covers, Overhang
 from uld_adapters.vocabulary.index import Group
+from uld_adapters.vocabulary.memory import Memory
 from uld_adapters.vocabulary.outcome import CROWD, Event, Outcomes
 
 Path = tuple[int, ...]
@@ -65,7 +66,10 @@ class Weigher:
     ) -> None:
         self.outcomes, self.small, self.rows, self.size, self.least = outcomes, small, rows, size, least
         self.models = next(iter(rows.values())).shape[0] + 1
-        self._weights: dict[Path, Float[np.ndarray, " models"]] = {(): np.ones(self.models)}
+        self._weights = Memory(self._product)
+        self._weights[()] = np.ones(self.models)
+        self.weight = self._weights.__getitem__  # the probability of a path, as a share of what is given
+        self._most = Memory(self._largest).__getitem__
 
     def given(self, paths: Iterable[Path], overhangs: Iterable[Overhang]) -> None:
         """Take the cover of a prefix for certain, so that from then on all masses are shares of its own."""
@@ -75,19 +79,17 @@ class Weigher:
         for overhang in overhangs:
             if overhang.path in self.rows:
                 mass += self.weight(overhang.path) * self._sum(self.rows[overhang.path].take(overhang.ids, 1))
-        self._weights = {(): 1 / np.where(mass > 0, mass, 1.0)}
+        self._weights.clear()
+        self._weights[()] = 1 / np.where(mass > 0, mass, 1.0)
 
-    def weight(self, path: Path) -> Float[np.ndarray, " models"]:
-        """The probability of a path, as a share of what is given."""
-        found = self._weights.get(path)
-        if found is None:
-            found = np.empty(self.models)
-            found[:-1] = self.rows[path[:-1]][:, path[-1]]
-            found[-1] = 1 / self.size
-            self._weights[path] = found = found * self.weight(path[:-1])
+    def _product(self, path: Path) -> Float[np.ndarray, " models"]:
+        found = np.empty(self.models)
+        found[:-1] = self.rows[path[:-1]][:, path[-1]]
+        found[-1] = 1 / self.size
+        found *= self.weight(path[:-1])
         return found
 
-    def _most(self, path: Path) -> float:
+    def _largest(self, path: Path) -> float:
         """The largest probability of a path under any of the models."""
         return most(self.weight(path))
 
@@ -97,31 +99,36 @@ class Weigher:
 
     def _told(self, path: Path) -> Path:
         """As much of a path as its rows tell the weight of."""
-        return path[: next((size for size in range(len(path)) if path[:size] not in self.rows), len(path))]
+        for size in range(len(path)):
+            if path[:size] not in self.rows:
+                return path[:size]
+        return path
 
     def node(self, event: Event, path: Path, more: bytes, tally: Tally, *, without: Int[np.ndarray, " n"] | None = None) -> None:
         """All texts after a path whose row is known."""
         looked = self._looked(path, self.outcomes.hitters(event, more))
         now = self.outcomes.judge(event, more)[0]
         if now:
-            apart = np.array(looked.heavy, dtype=np.int64)
-            if without is None:
-                self.others(path, apart, looked.mass, tally)
-            else:
-                self.others(path, np.append(apart, without), looked.mass + self._sum(self.rows[path].take(without, 1)), tally)
+            mass = looked.mass if without is None else looked.mass + self._sum(self.rows[path].take(without, 1))
+            self.others(path, looked.heavy, without, mass, tally)
         self._singly(event, path, looked, more, 0, tally, rest=tally.now if now else tally.may)
 
     def _looked(self, path: Path, group: Group) -> Looked:
         """The mass of tokens after a path, and which of them have the mass `least`."""
         row, least = self.rows[path], self.least / max(self._most(path), self.least)
         if group.here is not None and group.others is not None:
-            heavy = np.flatnonzero(_any(row >= least))
+            heavy = any_of(row >= least).nonzero()[0]
             return Looked(group.ids, 1 - self._sum(row.take(group.others, 1)), heavy[group.here[heavy]].tolist())
         chances = row.take(group.ids, 1)
-        return Looked(group.ids, self._sum(chances), group.ids[_any(chances >= least)].tolist())
+        mass = self._sum(chances)
+        if most(mass) < least:
+            return Looked(group.ids, mass, ())
+        return Looked(group.ids, mass, group.ids[any_of(chances >= least).nonzero()[0]].tolist())
 
-    def others(self, path: Path, apart: Int[np.ndarray, " n"], mass: Float[np.ndarray, " models"], tally: Tally) -> None:
-        """Count what holds after a path but for some mass of it; of that all is counted to `now`, but for the tokens `apart`."""
+    def others(
+        self, path: Path, heavy: Sequence[int], without: Int[np.ndarray, " n"] | None, mass: Float[np.ndarray, " models"], tally: Tally
+    ) -> None:
+        """Count what holds after a path but for some mass of it; of that all but heavy tokens and those left out is counted to `now`."""
         tally.yes += self.weight(path) * np.maximum(1.0 - mass, 0.0)
 
     def light(self, path: Path, ids: Int[np.ndarray, " n"], heavy: Sequence[int], tally: Tally) -> None:
@@ -130,7 +137,7 @@ class Weigher:
     def _sum(self, chances: Float[np.ndarray, "rows n"]) -> Float[np.ndarray, " models"]:
         """The mass of tokens by model."""
         found = np.empty(self.models)
-        chances.sum(1, dtype=np.float64, out=found[:-1])
+        np.add.reduce(chances, 1, np.float64, found[:-1])
         found[-1] = chances.shape[1] / self.size
         return found
 
@@ -163,13 +170,19 @@ class Weigher:
         self, event: Event, path: Path, looked: Looked, more: bytes, skip: int, tally: Tally, *, rest: Float[np.ndarray, " models"]
     ) -> None:
         """Count tokens after a path to `rest`, but look at the heavy ones of them."""
-        rest += self.weight(path) * looked.mass
-        for token in looked.heavy:
-            each = self.weight((*path, token))
-            rest -= each
-            self.leaf(event, (*path, token), more + self.small.tokens[token][skip:], each, tally)
-        if looked.heavy:
-            np.maximum(rest, 0.0, out=rest)
+        weight = self.weight(path)
+        rest += weight * looked.mass
+        if not looked.heavy:
+            return
+        each = np.empty((len(looked.heavy), self.models))
+        each[:, :-1], each[:, -1] = self.rows[path].take(looked.heavy, 1).T, 1 / self.size
+        each *= weight
+        rest -= np.add.reduce(each, 0)
+        for token, mass in zip(looked.heavy, each, strict=True):
+            below = (*path, token)
+            self._weights[below] = mass
+            self.leaf(event, below, more + self.small.tokens[token][skip:], mass, tally)
+        np.maximum(rest, 0.0, out=rest)
 
     def leaf(self, event: Event, path: Path, more: bytes, weight: Float[np.ndarray, " models"], tally: Tally) -> None:
         """All texts that begin with a path."""
@@ -201,5 +214,6 @@ def most(weight: Float[np.ndarray, " models"]) -> float:
     return found
 
 
-def _any(found: Bool[np.ndarray, "rows n"]) -> Bool[np.ndarray, " n"]:
+def any_of(found: Bool[np.ndarray, "rows n"]) -> Bool[np.ndarray, " n"]:
+    """What is so in any of the rows."""
     return found[0] if len(found) == 1 else np.logical_or.reduce(found, 0)

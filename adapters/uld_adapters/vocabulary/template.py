@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int
 from uld_adapters.vocabulary.cover import Covers
 from uld_adapters.vocabulary.memory import Memory
 from uld_adapters.vocabulary.outcome import CROWD, Event, Outcomes
-from uld_adapters.vocabulary.tally import Tallies, Weigher
+from uld_adapters.vocabulary.tally import Tallies, Weigher, any_of
 
 Path = tuple[int, ...]
 _YES, _NOW, _MAY, _NEVER = range(4)
@@ -29,16 +29,12 @@ class Templates:
         count = len(outcomes.remote.tokens)
         self.exact, self.kind, self.crowd = np.zeros(count, dtype=np.int64), np.full(count, _NEVER), np.zeros(count, dtype=bool)
         self.free, self.share, self.sizes = np.zeros(count), np.zeros((count, 2)), np.zeros((count, 2), dtype=np.int64)
-        self._made = Memory(self._make)
+        self.has = Memory(self._make)  # whether a token has a template, which is made when first asked for
         self.beside: dict[int, Int[np.ndarray, " n"]] = {}
-
-    def has(self, token: int) -> bool:
-        """Whether a token has a template, which is made when first asked for."""
-        return self._made[token]
 
     def _make(self, token: int) -> bool:
         data = self.outcomes.remote.tokens[token]
-        if not data or self.small.written(data) != data:
+        if token in self.outcomes.remote.vocabulary.control or not data or self.small.written(data) != data:
             return False
         exact, overhangs = self.small.onward(b"", data)
         if len(exact) > 1 or len(exact[0]) > 1:
@@ -55,7 +51,7 @@ class Templates:
         halves = [self.outcomes.ending(event, data, len(data), ids) for ids in beyond]
         ending = np.concatenate([astray[:0], *(half for half, _ in halves)])
         others = [astray] if many > CROWD else [astray, *(half for _, half in halves)]
-        self.beside[token] = np.concatenate([*others, ending])
+        self.beside[token] = np.concatenate([np.sort(np.concatenate(others)), np.sort(ending)])
         self.sizes[token] = self.beside[token].size - ending.size, ending.size
         self.share[token] = (many + astray.size - ending.size) / self.size, ending.size / self.size
         return True
@@ -64,20 +60,17 @@ class Templates:
         """The tallies of candidates at a path; and beside which of them other spellings are heavy, so that they need a closer look."""
         row, weight, at, count = weigher.rows[path], weigher.weight(path), np.array(tokens), len(tokens)
         sizes = self.sizes[at].ravel()  # of each token's others, then of its ending
-        ends = np.cumsum(sizes)
-        chances = row.take(np.concatenate([self.beside[token] for token in tokens]), 1) * weight[:-1, None]
-        sums = np.zeros((len(row), ends[-1] + 1))
-        np.cumsum(chances, 1, dtype=np.float64, out=sums[:, 1:])
-        beside = np.empty((count, 2, weigher.models))
-        beside[..., :-1] = np.subtract(sums[:, ends], sums[:, ends - sizes]).T.reshape(count, 2, -1)
+        places, some = np.append(0, np.cumsum(sizes)), sizes > 0
+        chances = row.take(np.concatenate([*(self.beside[token] for token in tokens), self.exact[at]]), 1) * weight[:-1, None]
+        beside, own = np.empty((count, 2, weigher.models)), np.empty((count, weigher.models))
+        beside[..., :-1] = (np.add.reduceat(chances, places, 1, np.float64)[:, :-1] * some).T.reshape(count, 2, -1)
         beside[..., -1] = self.share[at] * weight[-1]
         crowd = self.crowd[at]
         beside[crowd, 0, :-1] = weight[:-1] - beside[crowd, 1, :-1]
-        heavy = np.zeros(count, dtype=bool)
-        over = np.searchsorted(ends, np.flatnonzero((chances >= weigher.least).any(0)), "right")
-        heavy[over[~crowd[over // 2] | (over % 2 == 0)] // 2] = True
-        own = np.empty((count, weigher.models))
-        own[:, :-1], own[:, -1] = (row.take(self.exact[at], 1) * weight[:-1, None]).T, weight[-1] / self.size
+        largest = np.maximum.reduceat(chances, places, 1)[:, :-1]
+        others, ending = (some & any_of(largest >= weigher.least)).reshape(count, 2).T
+        heavy = others | (ending & ~crowd)
+        own[:, :-1], own[:, -1] = chances[:, -count:].T, weight[-1] / self.size
         kind, mass = self.kind[at], np.zeros((4, count, weigher.models))
         mass[kind, np.arange(count)] = own
         yes, now, may, _ = mass

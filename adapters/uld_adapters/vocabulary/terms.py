@@ -53,9 +53,12 @@ class _Written(Tally):
 class _Writer(Weigher):
     """Weighs, and writes the terms of `yes` and `now` down."""
 
-    def others(self, path: Path, apart: Int[np.ndarray, " n"], mass: Float[np.ndarray, " models"], tally: Tally) -> None:
-        super().others(path, apart, mass, tally)
+    def others(
+        self, path: Path, heavy: Sequence[int], without: Int[np.ndarray, " n"] | None, mass: Float[np.ndarray, " models"], tally: Tally
+    ) -> None:
+        super().others(path, heavy, without, mass, tally)
         _terms(tally).append(Term(1, path))
+        apart = np.array([*heavy, *([] if without is None else without.tolist())], dtype=np.int64)
         if apart.size:
             _terms(tally).append(Term(-1, path, apart))
 
