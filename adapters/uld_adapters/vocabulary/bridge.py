@@ -45,7 +45,6 @@ class Place:
 class _Known:
     """What the rows of a place's cover tell of candidates: the tallies of those that are `done`, by their number, spelled so."""
 
-    candidates: int
     rows: list[np.ndarray]
     weigher: Weigher
     done: dict[int, Path]
@@ -53,7 +52,7 @@ class _Known:
 
     def open(self, rows: Rows) -> list[int]:
         """Which candidates need a closer look, or get one because the row after their own spelling is there."""
-        return [at for at in range(self.candidates) if at not in self.done or self.done[at] in rows]
+        return [at for at in range(self.tallies.mass.shape[1]) if at not in self.done or self.done[at] in rows]
 
 
 class Bridge:
@@ -163,7 +162,7 @@ class Bridge:
             done = {i: (*paths[0], int(self.templates.exact[candidates[i]])) for i, closer in zip(at, heavy, strict=True) if not closer}
         if len(self._kept) >= _PLACES:
             self._kept.clear()
-        found = self._kept[of] = _Known(len(candidates), cover, weigher, done, tallies)
+        found = self._kept[of] = _Known(cover, weigher, done, tallies)
         return found
 
     def _apart(self, place: Place, candidates: Sequence[int]) -> list[int]:
