@@ -27,7 +27,9 @@ _SUMS = fields(Sums)
 
 
 class BridgedManifest(StoreManifest):
-    """`cache.json` of bridged rows; `of_sha256` is over the target's cache, both vocabularies, the frozen model and the tail policy."""
+    """`cache.json` of bridged rows; `of_sha256` is over the way rows are made, the target's cache, both vocabularies, the frozen model
+    and the tail policy.
+    """
 
     identity: ClassVar[dict[str, str]] = {"of_sha256": "target or small model"}
 

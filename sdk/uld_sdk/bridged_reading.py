@@ -28,7 +28,7 @@ def bridged_side(source: TargetSource, prepared: "Prepared", rows: "Mapping[Enco
     from uld_adapters.vocabulary.tokens import Vocabulary, tokenizer_fingerprint
     from uld_adapters.vocabulary.verdicts import kind_of
     from uld_offset_models.bridged_cache import kept_rows
-    from uld_offset_models.bridged_target import BridgedTarget, check_attention, read_row
+    from uld_offset_models.bridged_target import FORMAT, BridgedTarget, check_attention, read_row
     from uld_offset_models.encoding import encode, uses_chat_template
     from uld_offset_models.store import check_identity
     from uld_offset_models.target_cache import template_hash
@@ -51,7 +51,7 @@ def bridged_side(source: TargetSource, prepared: "Prepared", rows: "Mapping[Enco
     check_attention(frozen)
     bridge = Bridge(remote, small)
     of = (
-        *(cache.manifest.sha256, remote.fingerprint, small.fingerprint, recipe.tail),
+        *(FORMAT, cache.manifest.sha256, remote.fingerprint, small.fingerprint, recipe.tail),
         *(prepared.identity["base"], prepared.base.config.num_hidden_layers, prepared.dtype),
     )
     sha256 = hashlib.sha256("/".join(map(str, of)).encode()).hexdigest()

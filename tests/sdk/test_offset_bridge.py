@@ -85,7 +85,7 @@ def test_every_kind_of_pair(options: dict[str, Any], more: dict[str, Any]) -> No
 
 
 def test_what_the_frozen_model_makes_of_the_rows_is_kept(options: dict[str, Any], cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next training of the same takes it from the disk, bit for bit; one under another tail policy does not."""
+    """The next training of the same takes it from the disk, bit for bit; under another tail policy, or format, it does not."""
     from uld_offset_models import bridged_target
 
     asked: list[Any] = []
@@ -98,18 +98,19 @@ def test_what_the_frozen_model_makes_of_the_rows_is_kept(options: dict[str, Any]
     monkeypatch.setattr(bridged_target, "read_row", counted)
     own = shutil.copytree(cached, options["output"].parent / "cache", ignore=shutil.ignore_patterns("bridged-*"))
     made, counts = [], []
-    for number, tail in enumerate(["complete", "complete", "truncate"]):
+    for number, tail in enumerate(["complete", "complete", "truncate", "truncate"]):
+        monkeypatch.setattr(bridged_target, "FORMAT", number == 3)
         output = options["output"].parent / str(number)
         made.append(train(**{**options, "cache": str(own), "output": output, "tail": tail, "seed": 5}, objective="npo+gd"))
         counts.append(len(asked))
         assert len(set(asked)) == len(asked), "no row twice"
         asked.clear()
-    assert counts[0] == counts[2] > 5
+    assert counts[0] == counts[2] == counts[3] > 5
     assert counts[1] == 0
     weights = [result.manifest.files["adapter_model.safetensors"] for result in made]
-    assert weights[0] == weights[1] != weights[2]
+    assert weights[0] == weights[1] != weights[2] == weights[3]
     folders = list(own.glob("bridged-*"))
-    assert len(folders) == 2
+    assert len(folders) == 3
     assert all(folder.stat().st_mode & 0o077 == 0 for folder in folders)
     for folder in folders:
         shard = folder / "00000.rows"
