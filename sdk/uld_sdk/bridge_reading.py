@@ -29,7 +29,7 @@ class Weighing(Protocol):
     def ends(self, place: Place) -> list[Path]:
         """The paths at which the small model may stand."""
 
-    def cover(self, place: Place) -> list[Path]:
+    def cover(self, place: Place) -> Sequence[Path]:
         """These paths, and those that lead there."""
 
     def nodes(self, place: Place, candidates: Sequence[int], rows: Rows, *, ahead: Sequence[int] = (), least: float = LEAST) -> set[Path]:

@@ -1,7 +1,9 @@
 """The bridge against an oracle that sums over all texts."""
 
+import gc
 import random
 import unicodedata
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from uld_adapters.vocabulary.bpe import Bpe
 from uld_adapters.vocabulary.bridge import Bridge
 from uld_adapters.vocabulary.control import Role
 from uld_adapters.vocabulary.shares import change, excess
+from uld_adapters.vocabulary.tally import Tally
 from uld_adapters.vocabulary.tokens import Vocabulary
 
 
@@ -265,6 +268,22 @@ def test_indentation_has_its_share_whether_or_not_the_model_is_read_on_after_it(
     rows = {path: uniform for path in bridge.cover(place)}
     rows |= {path: uniform for path in bridge.nodes(place, candidates, rows, ahead=candidates if ahead else ())}
     assert bridge.read(place, candidates, rows).now[-1][0] * bridge.rows == pytest.approx(1.0, rel=0.05)
+
+
+def test_rows_are_let_go_without_waiting_for_the_garbage_collector() -> None:
+    """A hundred positions' rows of a large vocabulary take a gigabyte."""
+    bridge = Bridge(toy_vocabulary(1), toy_vocabulary(2))
+    place, uniform = bridge.start(), np.full((1, bridge.rows), 1 / bridge.rows)
+    rows = {path: uniform for path in bridge.cover(place)}
+    gc.disable()
+    try:
+        weigher = bridge.weigher(place, rows, 1e-3)
+        bridge.boundary(weigher, place, Tally.empty(weigher.models))
+        gone = weakref.ref(weigher)
+        del weigher
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(("first", "second"), [("llama3", "gpt2"), ("qwen", "smollm2"), ("mistral1", "llama3")])

@@ -70,7 +70,7 @@ class Bridge:
         self.templates = Templates(self.outcomes, self.small, self.rows)
         self._neutral = np.fromiter(map(self._unmatched, range(remote.rows)), dtype=bool, count=remote.rows)
         self._kept: dict[tuple[Place, tuple[int, ...], float], _Known] = {}
-        self._covers = Memory(lambda tail: tuple(beginnings(self._ends(tail))))
+        self._covers: Memory[bytes, tuple[Path, ...]] = Memory(lambda tail: tuple(beginnings(self._ends(tail))))
         counterparts = set(self.control.values())
         self.void = np.array([i for i in sorted(small.control) if i not in counterparts], dtype=np.int64)
 
@@ -151,7 +151,7 @@ class Bridge:
         cover, of = [rows[path] for path in self.cover(place)], (place, tuple(candidates), least)
         kept = self._kept.get(of)
         if kept is not None and all(map(operator.is_, kept.rows, cover)):
-            kept.weigher.rows = rows
+            kept.weigher.know(rows)
             return kept
         weigher, paths = self.weigher(place, rows, least), self.small.paths(place.tail)
         tallies, done = Tallies(np.zeros((3, len(candidates), weigher.models))), {}

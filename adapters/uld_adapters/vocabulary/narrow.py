@@ -37,7 +37,7 @@ class NarrowWeigher(Weigher):
     def _singly(
         self, event: Event, path: Path, looked: Looked, more: bytes, skip: int, tally: Tally, *, rest: Float[np.ndarray, " models"]
     ) -> None:
-        self._sorted(event, path, looked.ids, skip, more, tally)
+        self._sorted(event, path, self.sorter.by_bytes(looked.ids), skip, more, tally)
 
     def _sorted(self, event: Event, path: Path, ids: Int[np.ndarray, " n"], skip: int, more: bytes, tally: Tally) -> None:
         """Count all of the tokens after a path whose row is known."""

@@ -115,7 +115,7 @@ class Outcomes:
             holds = self._tried(event, [more + self._tokens[i][skip:] for i in ids.tolist()])
         else:
             return ids[:0], ids
-        return ids[holds], ids[~holds]
+        return np.sort(ids[holds]), np.sort(ids[~holds])
 
     def _seen(self, event: "Event", ids: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
         """With which tokens an event holds whose tail they begin with."""

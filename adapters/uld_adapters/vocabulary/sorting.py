@@ -52,23 +52,32 @@ class Sorter:
 
     def __init__(self, outcomes: Outcomes, tokens: Sequence[bytes], rows: int) -> None:
         self.outcomes, self.tokens, self.rows = outcomes, tokens, rows
-        self._known: dict[tuple[Event, bytes, int, int], tuple[Int[np.ndarray, " n"], Sorted]] = {}
+        self._known: dict[tuple[Event, bytes, int, int], Sorted] = {}
+        self._ordered: dict[int, tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]] = {}
 
     def sort(self, event: Event, more: bytes, skip: int, ids: Int[np.ndarray, " n"]) -> Sorted:
-        """How tokens go on with a text that ends with `more`, which has their first `skip` bytes already."""
+        """How tokens, in the order of their bytes, go on with a text that ends with `more`, which has their first `skip` bytes already."""
         event = event.free(self.outcomes, more)
         of = (event, more, skip, id(ids))
         known = self._known.get(of)
-        if known is None or known[0] is not ids:
+        if known is None or known.ids is not ids:
             if len(self._known) >= _KEPT:
                 self._known.clear()
-            found = self._sort(event, more, skip, ids[np.argsort(self.outcomes.small.rank[ids])])
-            known = self._known[of] = ids, found
+            known = self._known[of] = self._sort(event, more, skip, ids)
+        return known
+
+    def by_bytes(self, ids: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """A group's ids in the order of their bytes, the same array each time: thousands of sorted ones refer to a few of them."""
+        known = self._ordered.get(id(ids))
+        if known is None or known[0] is not ids:
+            if len(self._ordered) >= _KEPT:
+                self._ordered.clear()
+            known = self._ordered[id(ids)] = ids, ids[np.argsort(self.outcomes.small.rank[ids])]
         return known[1]
 
     def after(self, event: Event, more: bytes) -> Float[np.ndarray, "3"]:
         """The share of texts under the uniform model that counts to yes, now and may, of an event that is open at the end of `more`."""
-        hit = self.outcomes.hitters(event, more).ids
+        hit = self.by_bytes(self.outcomes.hitters(event, more).ids)
         found = self.sort(event, more, 0, hit).uniform(self.rows)
         found[0] += self.outcomes.judge(event, more)[0] * (1 - hit.size / self.rows)
         return found

@@ -55,6 +55,23 @@ class Looked(NamedTuple):
     heavy: Sequence[int]
 
 
+class _Weights(dict[Path, Float[np.ndarray, " models"]]):
+    """Probabilities of paths. It knows no weigher: in a circle of references many large rows would wait for the garbage collector."""
+
+    rows: Mapping[Path, Float[np.ndarray, "models rows"]]
+
+    def __init__(self, models: int, size: int) -> None:
+        super().__init__({(): np.ones(models)})
+        self._models, self._size = models, size
+
+    def __missing__(self, path: Path) -> Float[np.ndarray, " models"]:
+        found = np.empty(self._models)
+        found[:-1], found[-1] = self.rows[path[:-1]][:, path[-1]], 1 / self._size
+        found *= self[path[:-1]]
+        self[path] = found
+        return found
+
+
 class Weigher:
     """Weighs events by the rows of the small models; one more model, the last, is uniform over the small vocabulary.
 
@@ -64,12 +81,17 @@ class Weigher:
     def __init__(
         self, outcomes: Outcomes, small: Covers, rows: Mapping[Path, Float[np.ndarray, "models rows"]], size: int, *, least: float
     ) -> None:
-        self.outcomes, self.small, self.rows, self.size, self.least = outcomes, small, rows, size, least
+        self.outcomes, self.small, self.size, self.least = outcomes, small, size, least
         self.models = next(iter(rows.values())).shape[0] + 1
-        self._weights = Memory(self._product)
-        self._weights[()] = np.ones(self.models)
-        self.weight = self._weights.__getitem__  # the probability of a path, as a share of what is given
-        self._most = Memory(self._largest).__getitem__
+        self._weights = weights = _Weights(self.models, size)
+        self.weight = weights.__getitem__  # the probability of a path, as a share of what is given
+        largest: Memory[Path, float] = Memory(lambda path: most(weights[path]))
+        self._most = largest.__getitem__  # under any of the models
+        self.know(rows)
+
+    def know(self, rows: Mapping[Path, Float[np.ndarray, "models rows"]]) -> None:
+        """Go on with these rows, among which are those so far."""
+        self.rows = self._weights.rows = rows
 
     def given(self, paths: Iterable[Path], overhangs: Iterable[Overhang]) -> None:
         """Take the cover of a prefix for certain, so that from then on all masses are shares of its own."""
@@ -81,17 +103,6 @@ class Weigher:
                 mass += self.weight(overhang.path) * self._sum(self.rows[overhang.path].take(overhang.ids, 1))
         self._weights.clear()
         self._weights[()] = 1 / np.where(mass > 0, mass, 1.0)
-
-    def _product(self, path: Path) -> Float[np.ndarray, " models"]:
-        found = np.empty(self.models)
-        found[:-1] = self.rows[path[:-1]][:, path[-1]]
-        found[-1] = 1 / self.size
-        found *= self.weight(path[:-1])
-        return found
-
-    def _largest(self, path: Path) -> float:
-        """The largest probability of a path under any of the models."""
-        return most(self.weight(path))
 
     def heavy(self, path: Path) -> bool:
         """Whether a path may have the mass `least`, as far as the rows tell."""
@@ -137,7 +148,7 @@ class Weigher:
     def _sum(self, chances: Float[np.ndarray, "rows n"]) -> Float[np.ndarray, " models"]:
         """The mass of tokens by model."""
         found = np.empty(self.models)
-        np.add.reduce(chances, 1, np.float64, found[:-1])
+        np.add.reduce(chances, axis=1, dtype=np.float64, out=found[:-1])
         found[-1] = chances.shape[1] / self.size
         return found
 
