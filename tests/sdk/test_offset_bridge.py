@@ -116,7 +116,7 @@ def test_what_the_frozen_model_makes_of_the_rows_is_kept(options: dict[str, Any]
         shard = folder / "00000.rows"
         shard.write_bytes(shard.read_bytes()[:-9])
     with pytest.raises(ArtifactCorrupt, match=r"bridged-.*00000\.rows"):
-        train(**{**options, "cache": str(own), "tail": "complete"}, objective="npo+gd")
+        train(**{**options, "cache": str(own), "tail": "truncate"}, objective="npo+gd")
 
 
 def test_from_the_command_line(options: dict[str, Any], tmp_path: Path) -> None:
