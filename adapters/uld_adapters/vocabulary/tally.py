@@ -71,6 +71,14 @@ class _Weights(dict[Path, Float[np.ndarray, " models"]]):
         self[path] = found
         return found
 
+    def below(self, path: Path, tokens: Sequence[int]) -> Float[np.ndarray, "tokens models"]:
+        """Those of a path with each of the tokens after it, all at once."""
+        found = np.empty((len(tokens), self._models))
+        found[:, :-1], found[:, -1] = self.rows[path].take(tokens, 1).T, 1 / self._size
+        found *= self[path]
+        self.update(((*path, token), each) for token, each in zip(tokens, found, strict=True))
+        return found
+
 
 class Weigher:
     """Weighs events by the rows of the small models; one more model, the last, is uniform over the small vocabulary.
@@ -181,18 +189,13 @@ class Weigher:
         self, event: Event, path: Path, looked: Looked, more: bytes, skip: int, tally: Tally, *, rest: Float[np.ndarray, " models"]
     ) -> None:
         """Count tokens after a path to `rest`, but look at the heavy ones of them."""
-        weight = self.weight(path)
-        rest += weight * looked.mass
+        rest += self.weight(path) * looked.mass
         if not looked.heavy:
             return
-        each = np.empty((len(looked.heavy), self.models))
-        each[:, :-1], each[:, -1] = self.rows[path].take(looked.heavy, 1).T, 1 / self.size
-        each *= weight
+        each = self._weights.below(path, looked.heavy)
         rest -= np.add.reduce(each, 0)
         for token, mass in zip(looked.heavy, each, strict=True):
-            below = (*path, token)
-            self._weights[below] = mass
-            self.leaf(event, below, more + self.small.tokens[token][skip:], mass, tally)
+            self.leaf(event, (*path, token), more + self.small.tokens[token][skip:], mass, tally)
         np.maximum(rest, 0.0, out=rest)
 
     def leaf(self, event: Event, path: Path, more: bytes, weight: Float[np.ndarray, " models"], tally: Tally) -> None:

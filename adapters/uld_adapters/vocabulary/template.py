@@ -51,7 +51,7 @@ class Templates:
         halves = [self.outcomes.ending(event, data, len(data), ids) for ids in beyond]
         ending = np.concatenate([astray[:0], *(half for half, _ in halves)])
         others = [astray] if many > CROWD else [astray, *(half for _, half in halves)]
-        self.beside[token] = np.concatenate([np.sort(np.concatenate(others)), np.sort(ending)])
+        self.beside[token] = np.concatenate([*others, ending])
         self.sizes[token] = self.beside[token].size - ending.size, ending.size
         self.share[token] = (many + astray.size - ending.size) / self.size, ending.size / self.size
         return True
