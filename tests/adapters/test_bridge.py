@@ -18,7 +18,6 @@ from uld_adapters.vocabulary.bpe import Bpe
 from uld_adapters.vocabulary.bridge import Bridge
 from uld_adapters.vocabulary.control import Role
 from uld_adapters.vocabulary.shares import change, excess
-from uld_adapters.vocabulary.tally import Tally
 from uld_adapters.vocabulary.tokens import Vocabulary
 
 
@@ -270,17 +269,17 @@ def test_indentation_has_its_share_whether_or_not_the_model_is_read_on_after_it(
     assert bridge.read(place, candidates, rows).now[-1][0] * bridge.rows == pytest.approx(1.0, rel=0.05)
 
 
-def test_rows_are_let_go_without_waiting_for_the_garbage_collector() -> None:
+def test_rows_are_let_go_once_they_are_read_without_waiting_for_the_garbage_collector() -> None:
     """A hundred positions' rows of a large vocabulary take a gigabyte."""
     bridge = Bridge(toy_vocabulary(1), toy_vocabulary(2))
-    place, uniform = bridge.start(), np.full((1, bridge.rows), 1 / bridge.rows)
+    place, candidates, uniform = bridge.start(), range(5), np.full((1, bridge.rows), 1 / bridge.rows)
     rows = {path: uniform for path in bridge.cover(place)}
+    gone = weakref.ref(uniform)
     gc.disable()
     try:
-        weigher = bridge.weigher(place, rows, 1e-3)
-        bridge.boundary(weigher, place, Tally.empty(weigher.models))
-        gone = weakref.ref(weigher)
-        del weigher
+        rows |= {path: uniform for path in bridge.nodes(place, candidates, rows)}
+        bridge.read(place, candidates, rows)
+        del rows, uniform
         assert gone() is None
     finally:
         gc.enable()
@@ -303,7 +302,6 @@ def test_candidates_that_are_looked_up_have_the_shares_of_a_closer_look(first: s
             found = bridge.read(place, candidates, rows)
             with monkeypatch.context() as patched:
                 patched.setattr(bridge, "_apart", lambda place, candidates: [])
-                patched.setattr(bridge, "_kept", {})
                 closer = bridge.read(place, candidates, rows)
             np.testing.assert_allclose(found.now, closer.now, rtol=1e-3, atol=1e-9)  # a closer look tells a few light spellings apart
             assert (found.lower[:-1] <= closer.lower[:-1] * (1 + 1e-9) + 1e-12).all()

@@ -70,7 +70,7 @@ class Bridge:
         self.templates = Templates(self.outcomes, self.small, self.rows)
         self._neutral = np.fromiter(map(self._unmatched, range(remote.rows)), dtype=bool, count=remote.rows)
         self._kept: dict[tuple[Place, tuple[int, ...], float], _Known] = {}
-        self._covers: Memory[bytes, tuple[Path, ...]] = Memory(lambda tail: tuple(beginnings(self._ends(tail))))
+        self._covers: Memory[bytes, tuple[Path, ...]] = Memory(lambda tail: tuple(beginnings(self.ends(Place(tail, b"")))))
         counterparts = set(self.control.values())
         self.void = np.array([i for i in sorted(small.control) if i not in counterparts], dtype=np.int64)
 
@@ -104,10 +104,7 @@ class Bridge:
 
     def ends(self, place: Place) -> list[Path]:
         """The paths at which the small model may stand when the prefix ends."""
-        return self._ends(place.tail)
-
-    def _ends(self, tail: bytes) -> list[Path]:
-        return [*self.small.paths(tail), *(overhang.path for overhang in self.small.overhangs(tail))]
+        return [*self.small.paths(place.tail), *(overhang.path for overhang in self.small.overhangs(place.tail))]
 
     def cover(self, place: Place) -> Sequence[Path]:
         """These paths, and those that lead there."""
@@ -147,7 +144,7 @@ class Bridge:
         return weigher
 
     def _known(self, place: Place, candidates: Sequence[int], rows: Rows, least: float) -> _Known:
-        """What the rows of the cover tell; kept for a few places, for each is asked about twice."""
+        """What the rows of the cover tell; kept for a few places until they are read."""
         cover, of = [rows[path] for path in self.cover(place)], (place, tuple(candidates), least)
         kept = self._kept.get(of)
         if kept is not None and all(map(operator.is_, kept.rows, cover)):
@@ -178,6 +175,7 @@ class Bridge:
     def read(self, place: Place, candidates: Sequence[int], rows: Rows, *, least: float = LEAST) -> Shares:
         """S(c) of the candidates from the rows of `cover` and `nodes`; rows of further paths make the bounds narrower."""
         known = self._known(place, candidates, rows, least)
+        self._kept.pop((place, tuple(candidates), least))  # rows may be large, and are seldom asked about again
         weigher, place_tally = known.weigher, Tally.empty(known.weigher.models)
         standing = self.boundary(weigher, place, place_tally)
         tallies = Tallies(known.tallies.mass.copy(), [leaf for leaf in known.tallies.leaves if leaf[1] not in rows])

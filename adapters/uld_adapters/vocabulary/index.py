@@ -10,22 +10,24 @@ from jaxtyping import Bool, Int
 from uld_adapters.vocabulary.memory import Memory
 
 _MANY = 64  # one id in so many
+_GROUPS = 1000  # of a large vocabulary, up to a megabyte each
+ANY = -1  # all bytes
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
     """Some tokens of a vocabulary, the ids ascending; of most of them also which they are (`here`), and which not (`others`).
 
-    `firsts` are the bytes with which they begin, None: any.
+    `firsts` are the bytes with which they begin: bit n stands for the byte n.
     """
 
     ids: Int[np.ndarray, " n"]
-    firsts: frozenset[int] | None = None
+    firsts: int = ANY
     here: Bool[np.ndarray, " rows"] | None = None
     others: Int[np.ndarray, " m"] | None = None
 
     @classmethod
-    def of(cls, ids: Int[np.ndarray, " n"], rows: int, firsts: frozenset[int] | None = None) -> "Group":
+    def of(cls, ids: Int[np.ndarray, " n"], rows: int, firsts: int) -> "Group":
         """These ids of so many."""
         if 2 * ids.size <= rows:
             return cls(ids, firsts)
@@ -35,7 +37,7 @@ class Group:
 
     def begins(self, byte: int) -> bool:
         """Whether tokens that begin with a byte are among them."""
-        return self.firsts is None or byte in self.firsts
+        return bool(self.firsts >> byte & 1)
 
 
 class TokenIndex:
@@ -56,8 +58,7 @@ class TokenIndex:
         self._rows = len(tokens)
         self.rank = np.zeros(self._rows, dtype=np.int64)
         self.rank[self.ids] = np.arange(self.ids.size)
-        self.whole = Group.of(self._ascending(self.ids), self._rows)
-        self._starting = Memory(self._group)
+        self._starting = Memory(self._group, kept=_GROUPS)
 
     def span(self, prefix: bytes) -> tuple[int, int]:
         """Where in `ids` the tokens stand that begin with the prefix."""
@@ -82,12 +83,12 @@ class TokenIndex:
         here[ids] = True
         return np.flatnonzero(here)
 
-    def starting(self, firsts: frozenset[int]) -> Group:
-        """The tokens whose first byte is one of these."""
+    def starting(self, firsts: int) -> Group:
+        """The tokens whose first byte is one of these: bit n stands for the byte n."""
         return self._starting[firsts]
 
-    def _group(self, firsts: frozenset[int]) -> Group:
-        spans = [self.ids[self._edges[first] : self._edges[first + 1]] for first in sorted(firsts)]
+    def _group(self, firsts: int) -> Group:
+        spans = [self.ids[self._edges[first] : self._edges[first + 1]] for first in range(256) if firsts >> first & 1]
         return Group.of(self._ascending(np.concatenate([self.ids[:0], *spans])), self._rows, firsts)
 
     def touching(self, data: bytes) -> list[tuple[int, int]]:

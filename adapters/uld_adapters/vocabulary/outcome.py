@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
 from uld_adapters.vocabulary.cover import Covers
-from uld_adapters.vocabulary.index import Group
+from uld_adapters.vocabulary.index import ANY, Group
 from uld_adapters.vocabulary.memory import Memory
 
 Halves = tuple[Int[np.ndarray, " some"], Int[np.ndarray, " others"]]
@@ -17,9 +17,10 @@ CROWD = 256  # so many tokens in one place are not looked at one by one
 _FEW = 64  # so many texts are spelled one by one
 _KEPT = 50_000
 _WIDEST = 64  # bits of a machine word
+_NOTHING = np.array([], dtype=np.int64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Outcome:
     """The token that begins at the place: `now` if the text ends here, one of `possible` or `opened` whatever follows.
 
@@ -28,12 +29,12 @@ class Outcome:
 
     now: int
     possible: frozenset[int]
-    opened: frozenset[int]
+    opened: Int[np.ndarray, " opened"]
 
     @property
     def certain(self) -> bool:
         """Whether nothing that follows can change it."""
-        return not self.opened and len(self.possible) == 1
+        return not self.opened.size and len(self.possible) == 1
 
     def may_be(self, token: int) -> bool:
         """Whether the token may begin at the place."""
@@ -44,7 +45,7 @@ class Outcome:
         """Whether any token begins at the place, None where that is open."""
         if NONE not in self.possible:
             return True
-        return False if not self.opened and len(self.possible) == 1 else None
+        return False if self.certain else None
 
 
 class Outcomes:
@@ -53,7 +54,7 @@ class Outcomes:
     def __init__(self, remote: Covers, small: Covers) -> None:
         self.remote, self.small, self._tokens = remote, small.index, small.tokens
         self._outcomes = Memory(self._find)
-        self._hitters = Memory(self._hit)
+        self._hits = Memory(self._hit)
         self._verdicts = Memory(self._judge)
         self._ending: dict[tuple[Event, bytes, int], tuple[Int[np.ndarray, " n"], Halves]] = {}
         self._cuts = self._cut()
@@ -67,16 +68,16 @@ class Outcomes:
         tail, more = key
         text, place = tail + more, len(tail)
         ends = [self._begins(path, place) for path in self.remote.paths(text)]
-        now, possible, opened = ends[0], set(ends), frozenset[int]()
+        now, possible, opened = ends[0], set(ends), _NOTHING
         for overhang in self.remote.overhangs(text):
             if overhang.at == place:
-                opened = frozenset(overhang.ids.tolist())
+                opened = overhang.ids
             elif overhang.at < place:
                 possible.add(NONE)
             else:
                 possible.add(self._begins(overhang.path, place))
         if not more:  # nothing begins yet, but a token may end here
-            return Outcome(now, frozenset(possible), frozenset())
+            return Outcome(now, frozenset(possible), _NOTHING)
         return Outcome(now, frozenset(possible), opened)
 
     def _cut(self) -> UInt64[np.ndarray, " small_rows"]:
@@ -153,15 +154,15 @@ class Outcomes:
     def hitters(self, event: "Event", more: bytes) -> Group:
         """The small model's tokens after which an event may be otherwise: those that begin as a token reaching beyond the text goes on."""
         tail, more = event.tail, self.remote.written(event.pending + more)
-        return self._hitters[more if tail and more and self.remote.sealed(tail, more) else tail + more]
+        return self.small.starting(self._hits[more if tail and more and self.remote.sealed(tail, more) else tail + more])
 
-    def _hit(self, text: bytes) -> Group:
+    def _hit(self, text: bytes) -> int:
         if len(self.remote.paths(text)) > 1:
-            return self.small.whole  # whatever goes on with the word changes its tokens
+            return ANY  # whatever goes on with the word changes its tokens
         firsts: set[int] = set()
         for overhang in self.remote.overhangs(text):
             firsts |= self.remote.bytes_at(overhang.ids, len(text) - overhang.at)
-        return self.small.starting(frozenset(firsts))
+        return sum(1 << byte for byte in firsts)
 
 
 class Event(NamedTuple):

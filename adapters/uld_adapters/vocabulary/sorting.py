@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from uld_adapters.vocabulary.outcome import Event, Outcomes
 
 _KEPT = 20_000
+_GROUPS = 500  # of a large vocabulary, up to a megabyte each
 _LOOKS = 64  # beginnings of tokens that are looked at, those of most tokens first
 
 
@@ -70,8 +71,9 @@ class Sorter:
         """A group's ids in the order of their bytes, the same array each time: thousands of sorted ones refer to a few of them."""
         known = self._ordered.get(id(ids))
         if known is None or known[0] is not ids:
-            if len(self._ordered) >= _KEPT:
+            if len(self._ordered) >= _GROUPS:
                 self._ordered.clear()
+                self._known.clear()  # refers to them
             known = self._ordered[id(ids)] = ids, ids[np.argsort(self.outcomes.small.rank[ids])]
         return known[1]
 
