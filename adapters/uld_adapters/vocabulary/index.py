@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from uld_adapters.vocabulary.memory import Memory
 
 _MANY = 64  # one id in so many
-_GROUPS = 1000  # of a large vocabulary, up to a megabyte each
+_GROUPS = 2000  # of a large vocabulary, up to a megabyte each, a tenth of that on average
 ANY = -1  # all bytes
 
 
