@@ -182,13 +182,12 @@ class Bridge:
         for at in known.open(rows):
             tallies.mass[:, at] = 0.0
             self.candidate(weigher, place, candidates[at], tallies.of(at))
-        lower, now, upper = np.cumsum(tallies.mass, 0).transpose(0, 2, 1)
-        sure, likely = place_tally.yes[:, None], (place_tally.yes + place_tally.now)[:, None]
-        most = likely + place_tally.may[:, None]
-        shares = _share(now, np.maximum(likely, now)), _share(lower, most), _share(upper, np.maximum(sure, upper))
+        parts = np.cumsum(tallies.mass, 0).transpose(0, 2, 1)
+        wholes = np.maximum(parts, np.cumsum([place_tally.yes, place_tally.now, place_tally.may], 0)[::-1, :, None])
+        lower, now, upper = np.divide(parts, wholes, out=np.zeros(parts.shape), where=wholes > 0)
         neutral = self._neutral[list(candidates)]
         leaves = sorted(place_tally.leaves + tallies.leaves, reverse=True)
-        return Shares(*shares, neutral, tuple(leaves), tuple(standing))
+        return Shares(now, lower, upper, neutral, tuple(leaves), tuple(standing))
 
     def neutral(self, token: int) -> bool:
         """Whether a token of the remote has no counterpart in the small model's tokens."""
@@ -237,10 +236,6 @@ class Bridge:
         if pending != place.pending:  # the remote's tokenizer never begins a text with this token, though the remote may
             tally.now += tally.yes
             tally.yes[:] = 0.0
-
-
-def _share(part: Float[np.ndarray, "*shape"], whole: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    return np.divide(part, whole, out=np.zeros(part.shape), where=whole > 0)
 
 
 def beginnings(paths: Iterable[Path]) -> list[Path]:
