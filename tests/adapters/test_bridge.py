@@ -269,6 +269,18 @@ def test_indentation_has_its_share_whether_or_not_the_model_is_read_on_after_it(
     assert bridge.read(place, candidates, rows).now[-1][0] * bridge.rows == pytest.approx(1.0, rel=0.05)
 
 
+@pytest.mark.parametrize("step", [1, 2, 5])
+def test_a_text_advances_by_pieces_as_it_does_at_once(step: int) -> None:
+    bridge = real_pair("llama3", "gpt2")
+    for covers in (bridge.remote, bridge.small):
+        for text in (*NASTY, "def f(a):\n\n        return  they'll, 12345  # (x)\r\n\tend"):
+            data, tail = text.encode(), b""
+            for at in range(0, len(data), step):
+                found = covers.advance(tail, data[at : at + step])
+                assert found == covers.advance(b"", tail + data[at : at + step])
+                tail = found[1]
+
+
 def test_rows_are_let_go_once_they_are_read_without_waiting_for_the_garbage_collector() -> None:
     """A hundred positions' rows of a large vocabulary take a gigabyte."""
     bridge = Bridge(toy_vocabulary(1), toy_vocabulary(2))

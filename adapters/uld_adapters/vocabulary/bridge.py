@@ -82,8 +82,8 @@ class Bridge:
     def begin(self, text: bytes) -> tuple[Path, Place]:
         """The place after a text that is known, such as a prompt without a template."""
         place = self.start()
-        certain, tail = self.small.advance(place.tail + self.small.written(text))
-        return certain, Place(tail, self.remote.advance(place.remote_tail + self.remote.written(text))[1])
+        certain, tail = self.small.advance(place.tail, self.small.written(text))
+        return certain, Place(tail, self.remote.advance(place.remote_tail, self.remote.written(text))[1])
 
     def step(self, place: Place, token: int) -> tuple[Path, Place]:
         """Go on by one of the remote's tokens: the small model's tokens that are certain by now, and the new place."""
@@ -91,8 +91,8 @@ class Bridge:
             end = (self.control[token],) if token in self.control else ()
             return (*self.small.path(place.tail), *end), Place(b"", b"")
         data = self.remote.tokens[token]
-        certain, tail = self.small.advance(place.tail + self._ours(place, data))
-        _, remote_tail = self.remote.advance(self._theirs(place) + data)
+        certain, tail = self.small.advance(place.tail, self._ours(place, data))
+        _, remote_tail = self.remote.advance(self._theirs(place), data)
         return certain, Place(tail, remote_tail)
 
     def _ours(self, place: Place, data: bytes) -> bytes:

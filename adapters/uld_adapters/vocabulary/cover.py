@@ -94,8 +94,12 @@ class Covers:
         word = self.spelling.word(tail[begin:end], ended=False) if begin < end else ()
         return (*ids, *word), word
 
-    def advance(self, tail: bytes) -> tuple[tuple[int, ...], bytes]:
-        """The tokens of a tail that are certain whatever follows, and the tail that is left."""
+    def advance(self, tail: bytes, data: bytes) -> tuple[tuple[int, ...], bytes]:
+        """The tokens of a tail with more bytes after it that are certain whatever follows, and the tail that is left."""
+        if tail and data and self.spelling.words is not whole and len(self.paths(tail)) == 1 and self.sealed(tail, data):
+            certain, rest = self.advance(b"", data)  # its cuts are mostly known, those of both together seldom
+            return (*self.path(tail), *certain), rest
+        tail += data
         start = self._certain(tail)
         if start:
             return self._spell(tail, self.splits(tail)[0], start)[0], tail[start:]

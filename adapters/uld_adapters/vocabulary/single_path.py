@@ -30,7 +30,7 @@ class SinglePath:
 
     def begin(self, text: bytes) -> tuple[Path, Place]:
         """The place after a text that is known, such as a prompt without a template."""
-        certain, tail = self.small.advance(self.start().tail + self.small.written(text))
+        certain, tail = self.small.advance(self.start().tail, self.small.written(text))
         return certain, Place(tail, b"")
 
     def step(self, place: Place, token: int) -> tuple[Path, Place]:
@@ -38,7 +38,7 @@ class SinglePath:
         if token in self.vocabulary.control:
             end = (self.control[token],) if token in self.control else ()
             return (*self.small.path(place.tail), *end), Place(b"", b"")
-        certain, tail = self.small.advance(place.tail + self.small.written(self.vocabulary.tokens[token]))
+        certain, tail = self.small.advance(place.tail, self.small.written(self.vocabulary.tokens[token]))
         return certain, Place(tail, b"")
 
     def ends(self, place: Place) -> list[Path]:
