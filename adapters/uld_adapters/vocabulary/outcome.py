@@ -76,9 +76,7 @@ class Outcomes:
                 possible.add(NONE)
             else:
                 possible.add(self._begins(overhang.path, place))
-        if not more:  # nothing begins yet, but a token may end here
-            return Outcome(now, frozenset(possible), _NOTHING)
-        return Outcome(now, frozenset(possible), opened)
+        return Outcome(now, frozenset(possible), opened if more else _NOTHING)  # without more nothing begins yet, but a token may end here
 
     def _cut(self) -> UInt64[np.ndarray, " small_rows"]:
         """Where the remote's tokens begin and end in each of the small model's, taken as a text: bit n stands for its byte n."""
