@@ -30,7 +30,7 @@ from uld_adapters.errors import (
 )
 from uld_adapters.logprobs import FinishReason, TopLogprobs
 from uld_adapters.openai.names import Named, Told, chat_positions, completion_positions
-from uld_adapters.openai.server import alike
+from uld_adapters.openai.server import DRAWS, alike
 from uld_adapters.openai.transcript import Transcript
 from uld_adapters.registry import create_backend
 from uld_adapters.served import CapabilityWarning
@@ -582,6 +582,27 @@ async def test_a_server_without_log_probabilities_raises(engine: Engine, tiny_ta
         with pytest.raises(LogprobsUnavailable, match="choose a model"):
             await backend.probe()
         await backend.aclose()
+
+
+async def test_a_first_token_that_ends_the_answer_is_drawn_again(make: Replay) -> None:
+    def answer(reason: str, *words: str) -> tuple[int, str]:
+        content = [entry(word, -0.3, top_logprobs=[entry(word, -0.3), entry("Z", -2.0)]) for word in words]
+        choice = {"message": {"content": "".join(words)}, "logprobs": {"content": content}, "finish_reason": reason}
+        return 200, json.dumps({"choices": [choice], "usage": {"prompt_tokens": 7}})
+
+    ended = answer("stop")
+    backend, bodies, _ = make(ended, ended, answer("length", "A"))
+    top, counted_ = await backend._once({}, temperature=2.0)
+    assert (len(bodies), top.ids.size, counted_) == (3, 2, 7)
+    for temperature, asked in ((0.0, 1), (2.0, DRAWS)):
+        backend, bodies, _ = make(ended)
+        with pytest.raises(LogprobsUnavailable):
+            await backend._once({}, temperature=temperature)
+        assert len(bodies) == asked, "the same again, or ended each time"
+    backend, bodies, _ = make(answer("length"))
+    with pytest.raises(LogprobsUnavailable):
+        await backend._once({}, temperature=2.0)
+    assert len(bodies) == 1, "nothing is reported of a token that does not end the answer"
 
 
 @pytest.mark.parametrize("route", ["chat", "completions"])

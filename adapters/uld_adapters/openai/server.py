@@ -26,6 +26,7 @@ from uld_adapters.vocabulary.by_bytes import TokensByBytes
 from uld_adapters.vocabulary.tokens import CORPUS, Vocabulary
 
 LOOKAHEAD = 3  # tokens that may follow half a character before it is whole
+DRAWS = 16  # of a first token at random, of which many may end the answer
 SAME = 0.2  # nats between two readings of one position, on servers that are not reproducible to the last bit
 COMPARED = " ".join(CORPUS[:4]).strip()
 
@@ -196,8 +197,10 @@ class OpenAIServer(TextServedBackend):
     async def _once(self, begun: dict[str, Any], *, temperature: float = 0.0) -> tuple[TopLogprobs, int | None]:
         """One token: the report of its position, and how many tokens the server counts in the prompt.
 
-        Lowers k to the server's cap, and says the length in the field that the server knows.
+        Lowers k to the server's cap, and says the length in the field that the server knows. A token that is drawn at random may end
+        the answer, of which a server need not report anything; then another is drawn.
         """
+        draws = DRAWS if temperature else 1
         while True:
             try:
                 answer = await self.http.request("POST", self._path, self._body(begun, 1, ServerSampling(temperature)))
@@ -206,15 +209,17 @@ class OpenAIServer(TextServedBackend):
                     self._length_field = "max_completion_tokens"
                 elif self._lower_top(error) is None:
                     raise
-            else:
+                continue
+            try:
+                opened = self._opened(begun)
+                told, text = self._told(choice := answer["choices"][0], opened)
+                self._learn(begun, opened)
+                counted = (answer.get("usage") or {}).get("prompt_tokens")
+            except (KeyError, TypeError, IndexError) as error:
+                raise MalformedAnswer(f"the answer to a first request lacks a field: {error!r}") from error
+            draws -= 1
+            if told or text or choice.get("finish_reason") != "stop" or not draws:
                 break
-        try:
-            opened = self._opened(begun)
-            told, _ = self._told(answer["choices"][0], opened)
-            self._learn(begun, opened)
-            counted = (answer.get("usage") or {}).get("prompt_tokens")
-        except (KeyError, TypeError, IndexError) as error:
-            raise MalformedAnswer(f"the answer to a first request lacks a field: {error!r}") from error
         top = Transcript(self._tokens, self.top_logprobs).rivals(told[0]) if told else TopLogprobs.unreported()
         self.check_report(top, 1)
         return top, counted
