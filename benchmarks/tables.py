@@ -197,9 +197,9 @@ def retokenised(figures: dict[str, Any]) -> str:
         f"beside SmolLM2. `remote`: SmolLM2 made to speak the tokens of a BPE of {figures['vocabulary']}, trained on the demo's texts. "
         f"`small`: the same six layers with those tokens. `both`: that assistant beside that remote, the same tokens again "
         f"({figures['few']} questions a set). Target: ROUGE-L within 0.05 of the run with one tokenizer.\n\n"
-        f"With few tokens ln |B| is small, and so is the largest shift of one token, alpha (ln |B| - tau): at the alpha of training, "
-        f"{figures['trained_alpha']}, it is 5.9 nats with SmolLM2's tokens and 3.5 with its own. The assistant with tokens of its own "
-        f"runs at {figures['alpha']}, where it is 5.9, too, and once as trained.\n"
+        f"With few tokens ln |B| is small, and so is the largest shift of one token, alpha (ln |B| - tau): at {figures['alphas']['one']} "
+        f"it is 5.9 nats with SmolLM2's tokens and 3.5 with those. Training gives the assistant with tokens of its own an alpha of "
+        f"{figures['alphas']['own']:.3f}, where it is 5.9, too; once it ran at that of the other.\n"
     )
     head = ["run", "questions", "answers", "ROUGE-L", "by training", "identical", "untouched positions", "mode", "largest bound"]
     differences = ["runs", "questions", "pairs", "ROUGE-L", "beside", "difference, standard error"]

@@ -1,5 +1,6 @@
 """Recipes: every setting of a training run, from a preset, a YAML file and the caller's own words, in rising order."""
 
+import math
 from collections.abc import Callable, Iterable
 from importlib import resources
 from pathlib import Path
@@ -14,6 +15,7 @@ from uld_offset_models.shift import SIGNS
 
 PRESETS = ("gated", "paper", "release", "direct", "offset", "offset-gated")
 METHODS = {"uld": "gated", "direct": "direct", "offset": "offset"}  # each with its own preset; of a gated pair it is offset-gated
+_ALPHA, _TOKENS, _STRONGEST = 0.75, 49_152, 2.0  # of the preset gated: measured with so many tokens, and at most that of others
 _OFFSET = ("cache", "target", "target_tokenizer", "start", "tail", "virtual_tokens", "trained_alpha")
 _OTHERS = {  # what only another method has a use for
     "uld": ("objective", "beta", "trainable", "refusals", *_OFFSET),
@@ -28,8 +30,8 @@ class Recipe(BaseModel):
     `steps` wins over `epochs`; epochs run over the forget set, and never fewer than `min_steps` steps come of them. `layers`
     None keeps the whole base. `weight` is that of the uniform or retain loss, `beta` (1/nats) that of npo and dpo. Of a pair
     (method offset) `cache` or `target` says what the target thinks of the texts, `target_tokenizer` is that of a cache in other tokens
-    than the base's, and `start` is where o' begins, if not at the base; in 0 steps it ends there, too. `alpha` is that of inference, and
-    without a `trained_alpha` that of a pair's training, too.
+    than the base's, and `start` is where o' begins, if not at the base; in 0 steps it ends there, too. `alpha` is that of inference (None,
+    of uld alone: as `strength` says), and without a `trained_alpha` that of a pair's training, too.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,7 +66,7 @@ class Recipe(BaseModel):
     lora_alpha: int = Field(ge=1)
     gate: bool
     weight: float = Field(ge=0)
-    alpha: float = Field(gt=0)
+    alpha: float | None = Field(default=None, gt=0)
     trained_alpha: float | None = Field(default=None, gt=0)
     margin: float = Field(ge=0)
     filter: float = Field(ge=0, lt=1)
@@ -90,6 +92,19 @@ class Recipe(BaseModel):
     def needs_retain(self) -> bool:
         """Whether a retain set is needed: a goal without a retain objective can do without."""
         return self.method == "uld" or parse_goal(self.objective or "").retain != "none"
+
+    def strength(self, tokens: int) -> float:
+        """The alpha of inference: what was said, else by how many tokens the small model has, |B|.
+
+            alpha = .75 max(1, (ln 49152 - tau) / (ln |B| - tau)), at most 2
+
+        One token can lose alpha (ln |B| - tau) nats: with fewer tokens than those of the model on which .75 was measured no less.
+        """
+        if self.alpha is not None:
+            return self.alpha
+        over = math.log(tokens) - self.margin
+        wanted = _ALPHA * (math.log(_TOKENS) - self.margin)
+        return max(_ALPHA, round(wanted / over, 4) if over > wanted / _STRONGEST else _STRONGEST)
 
     def step_count(self, forget_rows: int) -> int:
         """Optimiser steps for so many forget rows."""

@@ -166,7 +166,7 @@ def _manifest(prepared: Prepared, trained: Trained, assistant: "Assistant") -> "
     recipe = prepared.recipe
     return Manifest(
         **account(prepared, trained, losses=("remember", "uniform"), apart=()),
-        alpha=recipe.alpha,
+        alpha=recipe.strength(len(prepared.tokenizer)),
         margin=recipe.margin,
         filter=recipe.filter,
         gate=recipe.gate,

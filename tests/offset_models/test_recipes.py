@@ -1,6 +1,7 @@
 """Presets, recipe files and what wins over what."""
 
 import inspect
+import math
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +185,19 @@ def test_the_method_chooses_its_preset_and_refuses_what_is_for_another(tmp_path:
         assert "--refusals FILE" in missing.value.hint
         assert "--refusals built-in" in missing.value.hint
     assert resolve(method="direct", objective="dpo", refusals="built-in").refusals == "built-in"
+
+
+def test_few_tokens_are_subtracted_as_strongly_as_many() -> None:
+    usual = resolve()
+
+    def largest(tokens: int, recipe: Recipe = usual) -> float:
+        return recipe.strength(tokens) * (math.log(tokens) - recipe.margin)
+
+    assert usual.strength(49_152) == usual.strength(151_936) == 0.75
+    assert usual.strength(2000) == pytest.approx(1.272, abs=1e-3)
+    assert largest(2000) == pytest.approx(largest(49_152), abs=1e-3)
+    bare = resolve(margin=0.0)
+    assert largest(2000, bare) == pytest.approx(largest(49_152, bare), abs=1e-3)
+    assert usual.strength(300) == usual.strength(16) == 2.0, "no more than calibrate would try, and where no token exceeds the margin"
+    assert resolve(alpha=0.75).strength(2000) == resolve(preset="paper").strength(2000) == 0.75, "as it was said"
+    assert resolve(method="offset").strength(2000) == 1.0, "a pair's change has nothing to do with |B|"
