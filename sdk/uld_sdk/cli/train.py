@@ -79,7 +79,10 @@ class TrainingOptions:
         typer.Option("--gate/--no-gate", help="Train a gate that shuts the correction off outside the forget set.", rich_help_panel=MODEL),
     ] = None
     weight: Annotated[float | None, typer.Option("--weight", help="Weight of the uniform or retain loss.", rich_help_panel=MODEL)] = None
-    alpha: Annotated[float | None, typer.Option("--alpha", help="Strength of the correction; else .75, of gated more for a base of few tokens.", rich_help_panel=MODEL)] = None
+    alpha: Annotated[
+        float | None,
+        typer.Option("--alpha", help="Strength of the correction (gated: .75, and more for a base of few tokens).", rich_help_panel=MODEL),
+    ] = None
     trained_alpha: Annotated[
         float | None,
         typer.Option(
