@@ -1,13 +1,13 @@
 """Figures of the bridge between vocabularies: how near it comes to the exact distribution, how much it reads, how long it takes.
 
-The toy part compares all schemes with sums over all texts of random small models. The real part walks through prose and code of
-this repository with tokenizers of released models and models that count bigrams. Times are CPU seconds of this process.
+Toys (`vocabulary_toys.py`) tell the first. The rest walks through prose and code of this repository with tokenizers of released models
+and models that count bigrams. Times are CPU seconds of this process.
 """
 
 import sys
 import time
 from collections import Counter, defaultdict
-from itertools import pairwise, product
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,118 +16,19 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
+import vocabulary_toys  # noqa: E402
+
 from real_tokenizers import real  # noqa: E402
-from toy_texts import Asked, TextModel, share, toy_vocabulary, walk  # noqa: E402
 from uld_adapters.vocabulary.bridge import Bridge  # noqa: E402
-from uld_adapters.vocabulary.shares import change  # noqa: E402
-from uld_adapters.vocabulary.single_path import SinglePath  # noqa: E402
 from uld_adapters.vocabulary.tokens import Vocabulary  # noqa: E402
 from uld_sdk.bridge_reader import AHEAD, LIKELY  # noqa: E402
 
-TOYS, LONGEST, ALPHABET = 120, 7, b"abc"
 PAIRS = (
     ("llama3", "qwen"), ("o200k", "qwen"), ("llama3", "gpt2"), ("gpt2", "llama3"), ("mistral1", "llama3"), ("tekken", "llama3"),
     ("qwen", "smollm2"),
 )  # fmt: skip
 TOP = 20
 RUNS = 3
-
-
-def random_texts(rng: np.random.Generator, *, like: dict[bytes, float] | None = None, spread: float = 2.0) -> dict[bytes, float]:
-    """A history-dependent model as weights of all its texts; with `like` a tilt of another one."""
-    texts = [bytes(letters) for size in range(LONGEST + 1) for letters in product(ALPHABET, repeat=size)]
-    # One factor for each beginning of a text, so that what follows depends on all that came before.
-    factors = {text: rng.normal() * spread for text in texts}
-    logs = np.array([sum(factors[text[:size]] for size in range(1, len(text) + 1)) for text in texts])
-    logs += np.log([len(ALPHABET) ** -float(len(text)) for text in texts] if like is None else [like[text] for text in texts])
-    weights = np.exp(logs - logs.max()) + 1e-12
-    return dict(zip(texts, weights / weights.sum(), strict=True))
-
-
-def schemes(
-    remote: Vocabulary, small: Vocabulary, models: list[dict[bytes, float]], prefix: list[int], base: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Log of s'(c)/s(c) for every token of the remote by each scheme, the exact one by sums over all texts; `base` is p_M."""
-    text, tokens = remote.decode(prefix), list(range(remote.rows))
-    told = [TextModel(small, texts) for texts in models]
-    found: dict[str, np.ndarray] = {}
-    for name, weighing in (("bridge", Bridge(remote, small)), ("single path", SinglePath(remote, small))):
-        settled, place = walk(weighing, prefix)
-        asked = Asked(told, settled)
-        asked.add(weighing.cover(place))
-        asked.add(weighing.nodes(place, tokens, asked.rows))
-        found[name] = change(weighing.read(place, tokens, asked.rows), None)[0]
-        if name == "bridge":
-            asked.add(weighing.nodes(place, tokens, asked.rows, ahead=likely(base)))
-            found["bridge, as the client looks ahead"] = change(weighing.read(place, tokens, asked.rows), None)[0]
-            asked.add(weighing.nodes(place, tokens, asked.rows, ahead=tokens))
-            found["bridge, one look-ahead"] = change(weighing.read(place, tokens, asked.rows), None)[0]
-    exact = [share(remote, texts, text) for texts in models]
-    mass = [_mass(remote, texts, text) for texts in models]
-    first = [model.row(tuple(small.encode(text))) for model in told]
-    end = next(iter(small.control))
-    pieces = [end if token in remote.control else small.encode(remote.tokens[token])[0] for token in tokens]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found["exact"] = np.log([exact[0].get(None if t in remote.control else t, 0.0) for t in tokens]) - np.log(
-            [exact[1].get(None if t in remote.control else t, 0.0) for t in tokens]
-        )
-        found["byte-prefix mass"] = np.log(mass[0]) - np.log(mass[1])
-        found["first piece"] = np.log(first[0][pieces]) - np.log(first[1][pieces])
-    found["no shift"] = np.zeros(len(tokens))
-    return {name: np.nan_to_num(values, nan=0.0, posinf=30.0, neginf=-30.0) for name, values in found.items()}
-
-
-def likely(chances: np.ndarray) -> list[int]:
-    """The candidates after which the client reads on."""
-    order = np.argsort(-chances, kind="stable")[:AHEAD]
-    return [int(token) for token in order if chances[token] > LIKELY]
-
-
-def _mass(remote: Vocabulary, texts: dict[bytes, float], prefix: bytes) -> np.ndarray:
-    whole = sum(weight for text, weight in texts.items() if text.startswith(prefix))
-    found = [
-        texts.get(prefix, 0.0) if token in remote.control else sum(w for t, w in texts.items() if t.startswith(prefix + data))
-        for token, data in enumerate(remote.tokens)
-    ]
-    return np.array(found) / whole
-
-
-def toy() -> dict[str, dict[str, float]]:
-    """Mean total variation of q = p_M exp(log s'/s) from the exact one, at prefixes where both sides have a token's end, or not."""
-    distances: dict[str, dict[str, list[float]]] = {kind: defaultdict(list) for kind in ("aligned", "mid-token")}
-    for seed in range(TOYS):
-        rng = np.random.default_rng(seed)
-        remote = toy_vocabulary(seed, alphabet=ALPHABET, size=14)
-        small = toy_vocabulary(seed + 10_000, alphabet=ALPHABET, size=16)
-        frozen = random_texts(rng)
-        tuned = random_texts(rng, like=frozen, spread=0.7)
-        large = random_texts(rng, like=frozen, spread=0.7)
-        names = list(tuned)
-        text = names[int(rng.choice(len(names), p=list(tuned.values())))]
-        ids = remote.encode(text)
-        if not ids:
-            continue
-        for at in range(len(ids)):
-            prefix = ids[:at]
-            size = len(remote.decode(prefix))
-            ends = np.cumsum([0, *[len(small.tokens[token]) for token in small.encode(text)]])
-            p = share(remote, large, remote.decode(prefix))
-            base = np.array([p.get(None if t in remote.control else t, 0.0) for t in range(remote.rows)])
-            shifts = schemes(remote, small, [tuned, frozen], prefix, base)
-            exact = _weighted(base, shifts.pop("exact"))
-            for name, shift in shifts.items():
-                apart = float(np.abs(_weighted(base, shift) - exact).sum()) / 2
-                distances["aligned" if size in ends else "mid-token"][name].append(apart)
-    found = {}
-    for name in distances["aligned"]:
-        found[name] = {kind: round(float(np.mean(values[name])), 4) for kind, values in distances.items()}
-        found[name]["prefixes"] = sum(len(values[name]) for values in distances.values())
-    return found
-
-
-def _weighted(base: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    weights = base * np.exp(shift)
-    return weights / weights.sum()
 
 
 class Counted:
@@ -259,7 +160,7 @@ def _along(bridge: Bridge, text: str, model: Counted, large: Counted, *, ahead: 
 
 def measure(_work: Path) -> dict[str, Any]:
     """All figures of this part."""
-    found: dict[str, Any] = {"total_variation": toy(), "pairs": {}}
+    found: dict[str, Any] = {"total_variation": vocabulary_toys.measure(), "pairs": {}}
     for first, second in PAIRS:
         for kind in ("prose", "code"):
             figures = pair(first, second, kind)
