@@ -171,8 +171,8 @@ def vocabulary(figures: dict[str, Any]) -> str:
     text = (
         "Mean total variation from the exact distribution, which is a sum over all texts of random models on toy vocabularies, with its "
         "standard error. Targets: no worse than the plan's figures for the bridge, and better than all other schemes. The plan does not "
-        "say how its toys were made. `trained`: byte pairs trained on two samples of one random language; there most other "
-        "schemes are about as far off as in the plan. `random`: byte pairs put together at random, some of which stand for whole words only.\n"
+        "say how its toys were made. `trained`: byte pairs trained on two samples of one random language; there most other schemes are "
+        "about as far off as in the plan. `random`: byte pairs put together at random, some of which stand for whole words only.\n"
     )
     more = (
         "Released tokenizers (large to small), top 20, models that count bigrams. Targets: at most 12 added tokens of the small model a "

@@ -91,9 +91,11 @@ class BridgeReader:
         return [token for position, (token, _) in self._told.items() if position >= self.fed]
 
     async def _read(
-        self, tokens: Sequence[int], *, last: bool = False, least: float = np.inf, besides: Sequence[Missing] = ()
+        self, tokens: Sequence[int], *, here: bool = False, last: bool = False, least: float = np.inf, besides: Sequence[Missing] = ()
     ) -> list[BridgedReading]:
-        """The readings after each of the answer's next tokens, or after the `last`; in the same pass paths `besides` of earlier readings.
+        """The readings after each of the answer's next tokens, `here` with the one before them, or after the `last` alone.
+
+        In the same pass paths `besides` of earlier readings are read.
 
         Raises `ContextExceeded` where there is no room for as many tokens as `least`.
         """
@@ -104,12 +106,14 @@ class BridgeReader:
                 f"the answer takes more than {(self.context or 0) - LONGEST_PATH} of the assistant's own tokens, with the prompt",
                 hint="shorten the prompt or lower max_new_tokens: the assistant's tokens are shorter than the large model's",
             )
-        asked = (places or [self._places[-1]])[-1:] if last else places
+        known = [self._places[-1], *places]
+        asked = known[-1:] if last else known[not here :]
         paths = {(at, path) for at, place in asked for path in weighing.cover(place)}
         paths |= {(reading.at, path) for reading, missing in besides for path in missing}
         if not paths:
             return []
-        found: Any = await self.worker.read(self.track, ([*self.prompt, *chain] if first else chain, sorted(paths)), every=not first)
+        chain = [*self.prompt, *chain] if first else chain
+        found: Any = await self.worker.read(self.track, (chain, sorted(paths)), every=here or not first)
         self._tokens += tokens[: len(places)]
         self._places += places
         for reading, missing in besides:
@@ -154,11 +158,7 @@ class BridgeReader:
     async def along(self, tokens: Sequence[int], reports: Sequence[TopLogprobs]) -> list[BridgedReading]:
         """The readings at the prefix of each token of a given text with its reports, for a reader that has read nothing."""
         try:
-            self.prime([])
-            await self.primed()
-            if len(tokens) > 1:
-                await self.read(tokens[:-1])
-            readings = list(self.ready)
+            readings = await self._read(tokens[:-1], here=True)
             touched = [at for at, reading in enumerate(readings) if self.asks(reading)]
             await self._settle([(readings[at], reports[at], tokens[at : at + 1]) for at in touched])
             return readings

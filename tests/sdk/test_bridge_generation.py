@@ -138,6 +138,8 @@ async def test_the_exact_mode_narrows_the_bound(tiny_target: Path, other: SmallM
         reader = BridgeReader(worker, aligned.alignment, RULE, prompt, worker.scorer.track())
         readings = await reader.along(answer, reports)
         worker.close()
+        assert len(readings) == len(answer)
+        assert worker.passes > 2 if mode == "bridge-exact" else worker.passes <= 2, "all places, then candidates where touched"
         told = [(reading, top) for reading, top in zip(readings, reports, strict=True) if reading.values is not None]
         bounds[mode] = [shifted_bound(top, RULE.bounds(reading), RULE.shift(reading), RULE.filter) for reading, top in told]
     print({mode: np.round(values, 4).tolist() for mode, values in bounds.items()})
