@@ -34,7 +34,7 @@ class Recipe(BaseModel):
     of uld alone: as `strength` says), and without a `trained_alpha` that of a pair's training, too.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     method: Literal["uld", "direct", "offset"] = "uld"
     preset: str = "gated"
@@ -96,15 +96,17 @@ class Recipe(BaseModel):
     def strength(self, tokens: int) -> float:
         """The alpha of inference: what was said, else by how many tokens the small model has, |B|.
 
-            alpha = .75 max(1, (ln 49152 - tau) / (ln |B| - tau)), at most 2
+            alpha = .75 (ln 49152 - tau) / (ln |B| - tau), no less than .75 and at most 2
 
         One token can lose alpha (ln |B| - tau) nats: with fewer tokens than those of the model on which .75 was measured no less.
+        Where no token exceeds the margin tau there is nothing to make up for.
         """
         if self.alpha is not None:
             return self.alpha
-        over = math.log(tokens) - self.margin
-        wanted = _ALPHA * (math.log(_TOKENS) - self.margin)
-        return max(_ALPHA, round(wanted / over, 4) if over > wanted / _STRONGEST else _STRONGEST)
+        over, usual = math.log(tokens) - self.margin, math.log(_TOKENS) - self.margin
+        if over <= 0 or usual <= over:
+            return _ALPHA
+        return min(_STRONGEST, round(_ALPHA * usual / over, 4))
 
     def step_count(self, forget_rows: int) -> int:
         """Optimiser steps for so many forget rows."""

@@ -33,10 +33,11 @@ def records(source: Source, name: str) -> tuple[str, Iterator[tuple[str, Mapping
     return label, _datasets(path, label)
 
 
-def read_text(path: Path) -> str:
-    """A file's text, without a byte order mark; raises `DataError` with the line that is not UTF-8."""
+def read_text(path: Path, *, as_written: bool = False) -> str:
+    """A file's text, without a byte order mark, its lines ended by LF or `as_written`; raises `DataError` with the line that is not UTF-8."""
     try:
-        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        text = path.read_bytes().decode("utf-8-sig")
+        return text if as_written else text.replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise DataError(f"{path}:{line}: not UTF-8 (byte 0x{error.object[error.start]:02x})", hint="save the file as UTF-8") from error

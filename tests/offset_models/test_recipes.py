@@ -198,6 +198,16 @@ def test_few_tokens_are_subtracted_as_strongly_as_many() -> None:
     assert largest(2000) == pytest.approx(largest(49_152), abs=1e-3)
     bare = resolve(margin=0.0)
     assert largest(2000, bare) == pytest.approx(largest(49_152, bare), abs=1e-3)
-    assert usual.strength(300) == usual.strength(16) == 2.0, "no more than calibrate would try, and where no token exceeds the margin"
+    assert usual.strength(300) == usual.strength(21) == 2.0, "no more than calibrate would try"
+    for margin, tokens in ((3.0, 16), (11.5, 98_000), (12.0, 151_646), (12.0, 49_152), (10.0, 2000)):
+        assert resolve(margin=margin).strength(tokens) == 0.75, "no token exceeds the margin, or none of the larger vocabulary"
     assert resolve(alpha=0.75).strength(2000) == resolve(preset="paper").strength(2000) == 0.75, "as it was said"
     assert resolve(method="offset").strength(2000) == 1.0, "a pair's change has nothing to do with |B|"
+
+
+@pytest.mark.parametrize("name", ["alpha", "margin", "weight", "learning_rate", "epochs", "clip", "max_seconds"])
+def test_no_setting_is_infinite(name: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"{name}: .inf\n", encoding="utf-8")
+    for settings in ({name: math.inf}, {name: math.nan}, {"recipe": tmp_path / "mine.yaml"}):
+        with pytest.raises(UsageError, match=name):
+            resolve(**settings)

@@ -54,6 +54,29 @@ def test_a_text_of_ones_own(tiny_target: Path, small: Path, tmp_path: Path) -> N
     assert "identity" in same.stdout
 
 
+def test_line_ends_are_compared_as_they_are_written(tiny_target: Path, small: Path, tmp_path: Path) -> None:
+    text, page = tmp_path / "text.txt", tmp_path / "page.html"
+    text.write_bytes(b"\xef\xbb\xbfone\r\ntwo\r")
+    assert run("align", "--remote", tiny_target, "--small", small, "--text", text, "-o", page).exit_code == 0
+    drawn = page.read_text(encoding="utf-8")
+    assert drawn.count("\u240d") == 4, "both ends of a line, on both sides"
+    assert "\ufeff" not in drawn
+    text.write_bytes(b"\xef\xbb\xbf")
+    empty = run("align", "--remote", tiny_target, "--small", small, "--text", text, "-o", page)
+    assert (empty.exit_code, "text.txt is empty" in " ".join(empty.stderr.split())) == (2, True)
+
+
+def test_a_page_that_cannot_be_written_is_told_before_the_work(tiny_target: Path, small: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("", encoding="utf-8")
+    for output, code, told in ((file / "x.html", 1, "is no folder"), (tmp_path, 2, "is a directory")):
+        outcome = run("align", "--remote", tmp_path / "nothing", "--small", small, "-o", output)
+        assert outcome.exit_code == code
+        assert told in " ".join(outcome.stderr.split())
+    unnamed = run("align", "--remote", "", "--small", small, "-o", tmp_path / "x.html")
+    assert (unnamed.exit_code, "the name of a tokenizer is empty" in unnamed.stderr) == (2, True)
+
+
 def test_what_is_no_tokenizer_is_said(tiny_target: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.json"
     wrong.write_text("{}", encoding="utf-8")

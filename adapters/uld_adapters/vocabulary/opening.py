@@ -50,6 +50,8 @@ def _opened(source: Any) -> Any:
     """A transformers tokenizer, or the vocabulary of what is none: tiktoken's, SentencePiece's and Mistral's files by their content."""
     if not isinstance(source, str | Path):
         return source
+    if not str(source):
+        raise UsageError("the name of a tokenizer is empty", hint=f"give {KINDS}")
     path = Path(source)
     if path.is_file():
         return _from_file(path)

@@ -42,5 +42,5 @@ def _key(vocabulary: Vocabulary) -> str:
 
 
 def _file() -> Path:
-    folder = os.environ.get("ULD_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "uld-sdk"
-    return Path(folder) / "alignments.json"
+    folder = os.environ.get("ULD_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "uld-sdk"
+    return Path(folder).expanduser() / "alignments.json"

@@ -17,23 +17,35 @@ def align(
     text: Annotated[
         Path | None, typer.Option("--text", exists=True, dir_okay=False, help="Compare on this text; else on one that is hard to split.")
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the drawing goes, an HTML page.")] = Path("alignment.html"),
+    output: Annotated[Path, typer.Option("--output", "-o", dir_okay=False, help="Where the drawing goes, an HTML page.")] = Path(
+        "alignment.html"
+    ),
     as_json: Json = False,
 ) -> None:
     """Compare two tokenizers: which mode the client would run in, what they share, what stays neutral; draws both splits of a text."""
+    from uld_adapters.errors import SaveFailed, UsageError
     from uld_adapters.vocabulary.classify import classify
     from uld_adapters.vocabulary.opening import open_vocabulary
+    from uld_offset_models.saving import check_writable
     from uld_offset_models.sources import read_text
     from uld_sdk.evaluation.segmentation import SAMPLE, draw
 
+    elsewhere = "choose another -o"
+    check_writable(output, hint=elsewhere)
     with working("reading both tokenizers"):
         ours, theirs = open_vocabulary(remote), open_vocabulary(small)
-        sample = SAMPLE if text is None else read_text(text)
+        sample = SAMPLE if text is None else read_text(text, as_written=True)
+        if not sample:
+            raise UsageError(f"{text} is empty", hint="give a file with text, or leave --text out")
         fit = classify(ours, theirs, text=sample)
     drawn = fit.kind != "path"
     if drawn:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(draw(fit, ours, theirs, sample), encoding="utf-8")
+        page = draw(fit, ours, theirs, sample)
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise SaveFailed(f"{output} could not be written: {error.strerror}", hint=elsewhere) from error
     found = {
         "mode": fit.kind,
         "meaning": fit.sentence,
@@ -47,8 +59,7 @@ def align(
         values = {"remote_rows": ours.rows, "small_rows": theirs.rows, "shared": fit.shared, "boundaries": fit.boundaries}
         values |= {"remote_head_rows": ours.head_rows or None, "small_head_rows": theirs.head_rows or None}
         neutral = [{"token": token, "why": why} for token, why in fit.neutral]
-        page = str(output) if drawn else None
-        print_json({"mode": fit.kind, "meaning": fit.sentence, **values, "neutral": neutral, "page": page})
+        print_json({"mode": fit.kind, "meaning": fit.sentence, **values, "neutral": neutral, "page": str(output) if drawn else None})
         return
     stdout().print(facts("", dict(found)))
     if fit.neutral:
