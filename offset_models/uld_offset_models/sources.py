@@ -34,7 +34,7 @@ def records(source: Source, name: str) -> tuple[str, Iterator[tuple[str, Mapping
 
 
 def read_text(path: Path, *, as_written: bool = False) -> str:
-    """A file's text, without a byte order mark, its lines ended by LF or `as_written`; raises `DataError` with the line that is not UTF-8."""
+    """A file's text, without a byte order mark, lines ended by LF or `as_written`; raises `DataError` with the line that is not UTF-8."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
         return text if as_written else text.replace("\r\n", "\n").replace("\r", "\n")
