@@ -170,8 +170,8 @@ def vocabulary(figures: dict[str, Any]) -> str:
         for name, v in figures["pairs"].items():
             both.setdefault(name.partition(",")[0], []).append((v[key], v["positions"]))
         means = {name: sum(n * count for n, count in each) / sum(count for _, count in each) for name, each in both.items()}
-        most = max(means, key=means.__getitem__)
-        return f"{means[most]:.1f} ({most})"
+        most = max(means, key=means.__getitem__, default="no pair")
+        return f"{means.get(most, 0):.1f} ({most})"
 
     text = (
         "Mean total variation from the exact distribution, which is a sum over all texts of random models on toy vocabularies, with its "
@@ -182,8 +182,8 @@ def vocabulary(figures: dict[str, Any]) -> str:
     more = (
         "Released tokenizers (large to small), top 20, models that count bigrams. Targets: at most 12 added tokens of the small model a "
         "position, and at most 1 ms beside the model, after warm-up. At untouched positions the client looks at no candidate; at touched "
-        "ones it reads on after likely ones (look-ahead). Milliseconds are medians, of this process alone (CPU), of each position the least "
-        "of three runs, each with a bridge made anew and warmed up on another text. Over both texts a pair adds "
+        "ones it reads on after likely ones (look-ahead). Milliseconds are medians, of this process alone (CPU), of each position the "
+        "least of three runs, each with a bridge made anew and warmed up on another text. Over both texts a pair adds "
         f"{told('added_nodes')} tokens or fewer, with look-ahead {told('ahead_added_nodes')}.\n"
     )
     head = ["pair and text", "places", "added tokens", "at 95%", "ms untouched", "ms", "added with look-ahead", "ms with it", "s to make"]
