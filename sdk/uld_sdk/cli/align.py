@@ -42,7 +42,6 @@ def align(
     if drawn:
         page = draw(fit, ours, theirs, sample)
         try:
-            output.parent.mkdir(parents=True, exist_ok=True)
             output.write_text(page, encoding="utf-8")
         except OSError as error:
             raise SaveFailed(f"{output} could not be written: {error.strerror}", hint=elsewhere) from error
