@@ -1,5 +1,6 @@
 """Write a small Llama model folder as a float32 GGUF file, so that a real llama.cpp serves the very model that a test holds."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,34 @@ def write_gguf(model_folder: str | Path, target: str | Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return Path(target)
+
+
+def write_vocabulary(
+    target: Path,
+    words: Sequence[str],
+    merges: Sequence[str] = (),
+    *,
+    kind: str | None = "gpt2",
+    pre: str = "gpt-2",
+    control: Sequence[str] = (),
+) -> Path:
+    """A GGUF file with a tokenizer and no model; the first control token ends an answer. With `kind` None it has no tokenizer."""
+    import numpy as np
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(str(target), "llama")
+    writer.add_name("words")
+    if kind is not None:
+        writer.add_tokenizer_model(kind)
+        writer.add_tokenizer_pre(pre)
+        writer.add_token_list(words)
+        writer.add_token_types([TOKEN_CONTROL if word in control else TOKEN_NORMAL for word in words])
+        writer.add_token_merges(merges)
+        if control:
+            writer.add_eos_token_id(words.index(control[0]))
+    writer.add_tensor("token_embd.weight", np.zeros((len(words), 8), dtype=np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target

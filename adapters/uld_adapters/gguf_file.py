@@ -1,8 +1,12 @@
 """The header of a GGUF file, and its tensors one by one: nothing is read that is not asked for."""
 
+import os
+import shutil
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,13 +92,32 @@ class Gguf:
 def gguf_tokenizer(path: Path) -> Any:
     """Transformers reads tokens and merges out of a GGUF file, but not how text is cut before merging: mend that."""
     from tokenizers import pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path.parent), gguf_file=path.name)
-    if Gguf.read(path).metadata.get("tokenizer.ggml.pre") in _ONE_DIGIT:
+    metadata = Gguf.read(path).metadata
+    tokenizer = _read_tokenizer(path)
+    if metadata.get("tokenizer.ggml.pre") in _ONE_DIGIT:
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
     return tokenizer
+
+
+def _read_tokenizer(path: Path) -> Any:
+    """The file's tokenizer, read from a folder of its own: transformers prefers tokenizer files that lie beside a GGUF."""
+    from transformers import PreTrainedTokenizerFast
+
+    with TemporaryDirectory(prefix="uld-") as folder:
+        _link(path.resolve(), Path(folder, "model.gguf"))
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, gguf_file="model.gguf")
+    tokenizer.name_or_path = tokenizer.init_kwargs["name_or_path"] = str(path.parent)
+    return tokenizer
+
+
+def _link(path: Path, place: Path) -> None:
+    for make in (os.symlink, os.link):  # Windows lets few users make symbolic links
+        with suppress(OSError):
+            make(path, place)
+            return
+    shutil.copyfile(path, place)
 
 
 def _typed(raw: Any, kind: str) -> Any:
