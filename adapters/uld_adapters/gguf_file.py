@@ -1,5 +1,6 @@
 """The header of a GGUF file, and its tensors one by one: nothing is read that is not asked for."""
 
+import json
 import os
 import shutil
 import struct
@@ -20,6 +21,10 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 # llama.cpp's names for byte-level BPE that cuts every digit off by itself before merging.
 _ONE_DIGIT = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell"})
+# Its names for those that take a whole word which is a token as that token, whatever the merges say.
+_WHOLE_WORDS = frozenset(
+    {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "tekken", "youtu"}
+)
 
 
 @dataclass(frozen=True)
@@ -90,14 +95,17 @@ class Gguf:
 
 
 def gguf_tokenizer(path: Path) -> Any:
-    """Transformers reads tokens and merges out of a GGUF file, but not how text is cut before merging: mend that."""
+    """Transformers reads tokens and merges out of a GGUF file, but not how text is cut and merged: mend that."""
     from tokenizers import pre_tokenizers
 
     metadata = Gguf.read(path).metadata
     tokenizer = _read_tokenizer(path)
+    _drop_foreign(tokenizer, metadata["tokenizer.ggml.tokens"])
     if metadata.get("tokenizer.ggml.pre") in _ONE_DIGIT:
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+    if metadata.get("tokenizer.ggml.pre") in _WHOLE_WORDS:
+        tokenizer.backend_tokenizer.model.ignore_merges = True
     return tokenizer
 
 
@@ -118,6 +126,17 @@ def _link(path: Path, place: Path) -> None:
             make(path, place)
             return
     shutil.copyfile(path, place)
+
+
+def _drop_foreign(tokenizer: Any, count: int) -> None:
+    """Drop what transformers' class adds beyond the file's own tokens (GPT-2's `<|endoftext|>`): the model has no row for it."""
+    from tokenizers import Tokenizer
+
+    if all(token < count for token in tokenizer.added_tokens_decoder):
+        return
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < count]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
 
 
 def _typed(raw: Any, kind: str) -> Any:

@@ -5,10 +5,14 @@ from pathlib import Path
 import pytest
 
 import tiny
+from real_tokenizers import real
 from tiny_gguf import write_vocabulary
 from uld_adapters.gguf_file import gguf_tokenizer
+from uld_adapters.vocabulary.bpe import Bpe
+from uld_adapters.vocabulary.classify import classify
+from uld_adapters.vocabulary.control import Role
 from uld_adapters.vocabulary.opening import open_vocabulary
-from uld_adapters.vocabulary.tokens import Vocabulary, _byte_alphabet, load_tokenizer
+from uld_adapters.vocabulary.tokens import CORPUS, Vocabulary, _byte_alphabet, load_tokenizer
 
 LETTERS = {byte: letter for letter, byte in _byte_alphabet().items()}
 END = "<|eot_id|>"
@@ -50,4 +54,41 @@ def test_where_no_link_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     file = words_file(tmp_path / "own.gguf")
     for name in refused:
         monkeypatch.setattr(f"os.{name}", no)
-    assert gguf_tokenizer(file).convert_tokens_to_ids(END) == 259
+    assert len(gguf_tokenizer(file)) == 260
+
+
+def test_a_token_for_each_of_the_files_and_no_other(tmp_path: Path) -> None:
+    file = words_file(tmp_path / "own.gguf")
+    vocabulary = Vocabulary.from_gguf(file)
+    assert len(load_tokenizer(file)) == vocabulary.rows == vocabulary.head_rows == 260
+    assert vocabulary.roles == {259: Role.END_OF_TURN}
+    assert load_tokenizer(file).eos_token_id == 259
+
+
+@pytest.mark.parametrize(("pre", "ids"), [("llama-bpe", [258]), ("tekken", [258]), ("gpt-2", [256, 257]), ("qwen2", [256, 257])])
+def test_a_word_that_is_a_token_is_that_token_where_llamacpp_says_so(tmp_path: Path, pre: str, ids: list[int]) -> None:
+    file = words_file(tmp_path / "own.gguf", pre)
+    tokenizer, vocabulary = load_tokenizer(file), Vocabulary.from_gguf(file)
+    assert tokenizer.encode("abcd", add_special_tokens=False) == ids
+    assert vocabulary.encode("abcd") == ids
+    assert vocabulary.encode(END) == [END.encode()[at] for at in range(len(END))], "text that looks like a control token is text"
+
+
+def test_llama_3_in_a_gguf_file_is_llama_3(tmp_path: Path) -> None:
+    known = real("llama3")
+    if known is None:
+        pytest.skip("the package with Llama 3's tokenizer is not installed")
+    assert known.spelling is not None
+    speller = known.spelling.speller
+    assert isinstance(speller, Bpe)
+    names = {token: known.tokens[token].decode().replace(" ", "_") for token in known.control}  # the unused ones have spaces
+    words = [names.get(token) or written(data) for token, data in enumerate(known.tokens)]
+    merges = [f"{written(left)} {written(right)}" for left, right in speller.order(known.tokens)[0]]
+    control = sorted(names.values(), key=lambda name: name != END)
+    file = write_vocabulary(tmp_path / "llama3.gguf", words, merges, pre="llama-bpe", control=control)
+    ours = Vocabulary.from_gguf(file)
+    assert ours.rows == ours.head_rows == known.rows
+    assert ours.roles == known.roles
+    assert classify(known, ours).kind == "identity"
+    for text in (*CORPUS, " gerekmektedir"):
+        assert ours.encode(text) == known.encode(text)

@@ -168,7 +168,8 @@ def hf_spelling(state: Mapping[str, Any], tokens: Sequence[bytes], alphabet: Map
     else:
         atoms = {bytes([byte]): vocab[f"<0x{byte:02X}>"] for byte in range(256) if f"<0x{byte:02X}>" in vocab}
         atoms |= {tokens[token]: token for piece, token in vocab.items() if len(piece) == 1}
-    whole = {tokens[token]: token for token in vocab.values()} if model.get("ignore_merges") else {}
+    special = {token["id"] for token in state["added_tokens"] if token["special"]}  # a GGUF file lists them among the words
+    whole = {tokens[token]: token for token in vocab.values() if token not in special} if model.get("ignore_merges") else {}
     return Spelling(words, Bpe(len(tokens), atoms, merges, whole=whole | dict(atomic)), start)
 
 
