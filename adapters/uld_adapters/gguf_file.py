@@ -25,6 +25,8 @@ _ONE_DIGIT = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell
 _WHOLE_WORDS = frozenset(
     {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "tekken", "youtu"}
 )
+_MAGIC = b"GGUF"
+_GIVE_TOKENIZER = "give the model's own tokenizer.json, or a GGUF file with a byte-level BPE or SentencePiece tokenizer"
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Gguf:
     @classmethod
     def _parse(cls, path: Path, blob: memoryview) -> "Gguf":
         magic, version, tensor_count, pair_count = struct.unpack_from("<4sIQQ", blob, 0)
-        if magic != b"GGUF" or version not in (2, 3):
+        if magic != _MAGIC or version not in (2, 3):
             raise UsageError(f"{path} is not a GGUF file of version 2 or 3", hint="convert the model with a current llama.cpp")
         at = 24
         metadata: dict[str, Any] = {}
@@ -94,12 +96,23 @@ class Gguf:
         return torch.from_numpy(np.array(values, dtype=np.float32)).reshape(entry.shape)
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a path is that of a GGUF file, by its name or by its first bytes: Ollama's blobs have no suffix."""
+    if path.suffix == ".gguf" or not path.is_file():
+        return path.suffix == ".gguf" and not path.is_dir()
+    with path.open("rb") as file:
+        return file.read(4) == _MAGIC
+
+
 def gguf_tokenizer(path: Path) -> Any:
-    """Transformers reads tokens and merges out of a GGUF file, but not how text is cut and merged: mend that."""
+    """Transformers reads tokens and merges out of a GGUF file, but not how text is cut and merged: mend that.
+
+    Raises `UsageError` when the file holds no tokenizer, or one that transformers cannot build.
+    """
     from tokenizers import pre_tokenizers
 
     metadata = Gguf.read(path).metadata
-    tokenizer = _read_tokenizer(path)
+    tokenizer = _read_tokenizer(path, metadata.get("tokenizer.ggml.model"))
     _drop_foreign(tokenizer, metadata["tokenizer.ggml.tokens"])
     if metadata.get("tokenizer.ggml.pre") in _ONE_DIGIT:
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -109,13 +122,19 @@ def gguf_tokenizer(path: Path) -> Any:
     return tokenizer
 
 
-def _read_tokenizer(path: Path) -> Any:
+def _read_tokenizer(path: Path, kind: str | None) -> Any:
     """The file's tokenizer, read from a folder of its own: transformers prefers tokenizer files that lie beside a GGUF."""
     from transformers import PreTrainedTokenizerFast
 
+    if kind is None:
+        raise UsageError(f"{path} holds no tokenizer", hint=_GIVE_TOKENIZER)
     with TemporaryDirectory(prefix="uld-") as folder:
-        _link(path.resolve(), Path(folder, "model.gguf"))
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, gguf_file="model.gguf")
+        try:
+            _link(path.resolve(), Path(folder, "model.gguf"))
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, gguf_file="model.gguf")
+        except Exception as error:  # transformers and tokenizers raise what comes to hand, a bare Exception among it
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UsageError(f"the tokenizer of {path}, of kind {kind!r}, cannot be read: {reason}", hint=_GIVE_TOKENIZER) from error
     tokenizer.name_or_path = tokenizer.init_kwargs["name_or_path"] = str(path.parent)
     return tokenizer
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from uld_adapters.errors import UsageError
+from uld_adapters.gguf_file import is_gguf
 from uld_adapters.vocabulary.tokens import load_tokenizer
 from uld_offset_models.adapter_batch import Parts
 from uld_offset_models.gguf_model import load_gguf_model, truncate_config
@@ -75,7 +76,7 @@ def load_base(
     `base` is a local folder, a hub name or a .gguf file. Raises `UsageError` for what cannot be loaded.
     """
     path = resolve_base(base)
-    if path.suffix == ".gguf":
+    if is_gguf(path):
         model = load_gguf_model(path, layers=layers, dtype=dtype)
         tokenizer = load_base_tokenizer(path)
     else:
@@ -95,7 +96,7 @@ def load_base(
 def check_base(base: str | Path, *, layers: int | None = None) -> None:
     """Refuse a base that is not there, or has not so many layers, without its weights; raises `UsageError`."""
     path = resolve_base(base, files=_CONFIG)
-    if path.suffix != ".gguf":
+    if not is_gguf(path):
         _config(base, path, layers)
 
 

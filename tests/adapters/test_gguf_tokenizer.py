@@ -6,12 +6,13 @@ import pytest
 
 import tiny
 from real_tokenizers import real
-from tiny_gguf import write_vocabulary
-from uld_adapters.gguf_file import gguf_tokenizer
+from tiny_gguf import write_gguf, write_vocabulary
+from uld_adapters.errors import UsageError
+from uld_adapters.gguf_file import gguf_tokenizer, is_gguf
 from uld_adapters.vocabulary.bpe import Bpe
 from uld_adapters.vocabulary.classify import classify
 from uld_adapters.vocabulary.control import Role
-from uld_adapters.vocabulary.opening import open_vocabulary
+from uld_adapters.vocabulary.opening import open_tokenizer, open_vocabulary
 from uld_adapters.vocabulary.tokens import CORPUS, Vocabulary, _byte_alphabet, load_tokenizer
 
 LETTERS = {byte: letter for letter, byte in _byte_alphabet().items()}
@@ -92,3 +93,25 @@ def test_llama_3_in_a_gguf_file_is_llama_3(tmp_path: Path) -> None:
     assert classify(known, ours).kind == "identity"
     for text in (*CORPUS, " gerekmektedir"):
         assert ours.encode(text) == known.encode(text)
+
+
+def test_a_gguf_file_is_known_by_its_first_bytes(tmp_path: Path, tiny_target: Path) -> None:
+    file = write_gguf(tiny_target, tmp_path / "own.gguf")
+    expected = Vocabulary.from_gguf(file)
+    blob = file.rename(tmp_path / "sha256-0a1b")
+    assert is_gguf(blob)
+    assert not is_gguf(tmp_path)
+    assert Vocabulary.from_gguf(blob).fingerprint == open_vocabulary(blob).fingerprint == expected.fingerprint
+    assert open_vocabulary(blob).head_rows == expected.head_rows
+    assert len(load_tokenizer(blob)) == len(open_tokenizer(blob)) == expected.rows
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "sha256-0a1b"])
+@pytest.mark.parametrize(("kind", "says"), [(None, "holds no tokenizer"), ("bert", "of kind 'bert', cannot be read: ")])
+def test_a_tokenizer_that_cannot_be_read_is_said(tmp_path: Path, name: str, kind: str | None, says: str) -> None:
+    file = write_vocabulary(tmp_path / name, ["a", "b"], kind=kind)
+    for read in (Vocabulary.from_gguf, Vocabulary.from_hf, load_tokenizer, open_vocabulary, open_tokenizer):
+        with pytest.raises(UsageError, match=says) as caught:
+            read(file)
+        assert str(file) in caught.value.message
+        assert "tokenizer.json" in caught.value.hint

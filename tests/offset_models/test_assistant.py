@@ -8,7 +8,7 @@ import torch
 import tiny
 from tiny_gguf import write_gguf
 from uld_adapters.errors import UldError, UsageError
-from uld_offset_models.assistant import Gate, SmallModel, base_fingerprint, load_base, real_rows
+from uld_offset_models.assistant import Gate, SmallModel, base_fingerprint, check_base, load_base, real_rows
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,14 @@ def test_a_gguf_file_is_the_model_it_was_made_from(folder: Path, tmp_path: Path)
     model.save_pretrained(tmp_path / "saved")
     assert torch.equal(load_base(file, layers=1)[0].base_model.layers[0].mlp.up_proj.weight, model.base_model.layers[0].mlp.up_proj.weight)
     assert base_fingerprint(file) != base_fingerprint(folder)
+    assert real_rows(model, tokenizer).shape == (len(tokenizer), 64) == (400, 64), "a token for each row of the file, and no other"
+
+
+def test_a_gguf_file_needs_no_suffix(folder: Path, tmp_path: Path) -> None:
+    blob = write_gguf(folder, tmp_path / "three.gguf").rename(tmp_path / "sha256-0a1b")
+    check_base(blob, layers=2)
+    model, tokenizer = load_base(blob, layers=2)
+    assert real_rows(model, tokenizer).shape == (400, 64)
 
 
 def test_bad_bases(folder: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import tiny
+from tiny_gguf import write_vocabulary
 from uld_adapters.vocabulary.opening import open_vocabulary
 from uld_sdk.cli import app
 from uld_sdk.evaluation.segmentation import SAMPLE, blocks
@@ -87,6 +88,13 @@ def test_what_is_no_tokenizer_is_said(tiny_target: Path, tmp_path: Path) -> None
     missing = run("align", "--remote", tmp_path / "missing", "--small", tiny_target)
     assert missing.exit_code == 2
     assert f"there is no file or folder {tmp_path / 'missing'}" in " ".join(missing.stderr.split())
+    for kind, says in (("bert", "of kind 'bert', cannot be read"), (None, "holds no tokenizer")):
+        file = write_vocabulary(tmp_path / "model.gguf", ["a", "b"], kind=kind)
+        outcome = run("align", "--remote", file, "--small", tiny_target, "-o", tmp_path / "x.html")
+        assert outcome.exit_code == 2
+        assert says in outcome.stderr
+        assert "model.gguf" in outcome.stderr
+        assert "Traceback" not in outcome.stderr
 
 
 def test_blocks_hold_both_segmentations_whole(tiny_target: Path, small: Path) -> None:

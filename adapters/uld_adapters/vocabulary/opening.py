@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from uld_adapters.errors import UsageError
+from uld_adapters.gguf_file import is_gguf
 from uld_adapters.vocabulary.plain_tokenizer import PlainTokenizer
 from uld_adapters.vocabulary.tokens import Vocabulary, load_tokenizer
 
@@ -22,7 +23,7 @@ def open_vocabulary(source: Any) -> Vocabulary:
     Raises `UsageError` or `TokenizerMismatch` for what holds none.
     """
     path = Path(source) if isinstance(source, str | Path) else None
-    if path is not None and path.suffix == ".gguf" and path.is_file():
+    if path is not None and path.is_file() and is_gguf(path):
         return Vocabulary.from_gguf(path)
     found = _opened(source)
     made = found if isinstance(found, Vocabulary) else Vocabulary.from_hf(found, name="" if path is None else str(path))
@@ -67,10 +68,10 @@ def _opened(source: Any) -> Any:
 
 
 def _from_file(path: Path) -> Any:
+    if is_gguf(path):
+        return load_tokenizer(path)
     with path.open("rb") as file:
         head = file.read(256)
-    if path.suffix == ".gguf" or head.startswith(b"GGUF"):
-        return load_tokenizer(path)
     if path.suffix == ".json":
         return _from_json(path)
     row = head.split(b"\n")[0].split()

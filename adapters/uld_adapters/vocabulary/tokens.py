@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from uld_adapters.errors import TokenizerMismatch, UsageError
+from uld_adapters.gguf_file import Gguf, gguf_tokenizer, is_gguf
 from uld_adapters.vocabulary import formats
 from uld_adapters.vocabulary.control import Role, roles, template_end
 from uld_adapters.vocabulary.rank_files import tiktoken_parts
@@ -168,8 +169,6 @@ class Vocabulary:
     @classmethod
     def from_gguf(cls, path: str | Path) -> "Vocabulary":
         """Read the tokenizer of a GGUF file; its head's rows are those of the output tensor."""
-        from uld_adapters.gguf_file import Gguf, gguf_tokenizer
-
         if not Path(path).is_file():
             raise UsageError(f"there is no file {path}", hint="give a .gguf file")
         tensors = Gguf.read(Path(path)).tensors
@@ -225,9 +224,7 @@ def load_tokenizer(source: Any) -> Any:
 
     path = Path(source)
     try:
-        if path.suffix == ".gguf":
-            from uld_adapters.gguf_file import gguf_tokenizer
-
+        if is_gguf(path):
             return gguf_tokenizer(path)
         return AutoTokenizer.from_pretrained(str(source))
     except UsageError:
