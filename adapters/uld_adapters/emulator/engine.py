@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from uld_adapters.gguf_file import is_gguf
 from uld_adapters.vocabulary.tokens import load_tokenizer
 
 Row = Float[np.ndarray, " vocab"]
@@ -24,7 +25,7 @@ def load_model(source: str | Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     path = Path(source)
-    if path.suffix == ".gguf":
+    if is_gguf(path):
         model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
     else:
         model = AutoModelForCausalLM.from_pretrained(str(source), dtype=torch.float32)
