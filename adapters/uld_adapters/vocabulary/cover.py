@@ -85,7 +85,7 @@ class Covers:
 
     def _spell(self, tail: bytes, split: Split, end: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The ids of the tail's first `end` bytes in a split, and those of its last word if that goes on."""
-        ids: tuple[int, ...] = ()
+        ids: list[int] = []
         begin = 0
         for cut in split:
             if begin < cut <= end:
@@ -163,7 +163,7 @@ class Covers:
     def _certain(self, tail: bytes) -> int:
         """The last place before the end where a word begins whatever follows."""
         splits = self.splits(tail)
-        return max((at for at in splits[0] if at < len(tail) and all(at in split for split in splits)), default=0)
+        return next((at for at in reversed(splits[0]) if at < len(tail) and all(at in split for split in splits)), 0)
 
     def splits(self, tail: bytes) -> tuple[Split, ...]:
         """How the tail may be cut into words, by what follows it; the first is how it is cut if the text ends there."""
