@@ -13,6 +13,7 @@ from uld_adapters.backend import Backend, Capabilities, TakesMessages
 from uld_adapters.errors import UsageError
 from uld_adapters.registry import create_backend
 from uld_adapters.vocabulary.tokens import end_token_ids
+from uld_adapters.vocabulary.words import utf8
 from uld_offset_models.shift import Rule
 from uld_sdk.aligning import align
 from uld_sdk.batching import SmallWorker
@@ -205,6 +206,7 @@ class AsyncUnlearnedClient:
         check_prompt(prompt, raw=asked.raw)
         if not isinstance(continuation, str):
             raise UsageError(f"the continuation is {type(continuation).__name__}, not text", hint="pass the text to score")
+        utf8(continuation, what="the continuation")
         capabilities = await self.capabilities()
         backend, ids = self._about(prompt, raw=asked.raw)
         tokens = list(self.backend.tokenizer.encode(continuation, add_special_tokens=False))

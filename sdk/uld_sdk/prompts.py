@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from uld_adapters.errors import ContextExceeded, UsageError
+from uld_adapters.vocabulary.words import utf8
 from uld_offset_models.encoding import prompt_text
 
 Message = Mapping[str, str]
@@ -49,8 +50,14 @@ def render_as_trained(tokenizer: Any, prompt: Prompt, *, raw: bool = False, chat
 
 
 def check_prompt(prompt: Prompt, *, raw: bool) -> None:
-    """Raise `UsageError` for what no template is needed to see: no text at all, or messages without roles."""
-    _ = _raw_text(prompt) if raw else conversation(prompt)
+    """Raise `UsageError` for what no template is needed to see: no text at all, none that is Unicode, or messages without roles."""
+    if raw or isinstance(prompt, str):
+        _ = _raw_text(prompt) if raw else conversation(prompt)
+        utf8(str(prompt), what="the prompt")
+        return
+    for number, message in enumerate(conversation(prompt), 1):
+        for field in ("role", "content"):
+            utf8(message[field], what=f"the {field} of message {number}")
 
 
 def check_room(prompt: int, new: int, context: int | None, *, whose: str) -> None:

@@ -115,3 +115,21 @@ def test_a_template_that_refuses_is_told(tmp_path: Path) -> None:
         render(tokenizer, "hi")
     with pytest.raises(UsageError, match="the assistant's chat template refuses"):
         render_as_trained(tokenizer, "hi", chat_template=True)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "raw", "says"),
+    [
+        ("a\udcff", True, r"the prompt is not valid Unicode: the character at place 1, U\+DCFF"),
+        ("\ud800", False, r"the prompt is not valid Unicode: the character at place 0, U\+D800"),
+        ([{"role": "user", "content": "Hi"}, {"role": "user", "content": "\ud800"}], False, "the content of message 2 is not valid"),
+    ],
+)
+def test_a_prompt_is_unicode(prompt: Prompt, raw: bool, says: str, tiny_target: Path) -> None:
+    with UnlearnedClient(**NOWHERE, tokenizer=str(tiny_target)) as client:
+        for ask in (client.generate, lambda prompt, **options: client.score(prompt, "x", **options)):
+            with pytest.raises(UsageError, match=says) as caught:
+                ask(prompt, raw=raw)
+            assert "UTF-8" in caught.value.hint
+        with pytest.raises(UsageError, match="the continuation is not valid Unicode"):
+            client.score(QUESTION, "a\ud800")

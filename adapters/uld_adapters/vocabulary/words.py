@@ -6,6 +6,8 @@ from itertools import accumulate, pairwise
 from typing import Any, Protocol
 from unicodedata import category
 
+from uld_adapters.errors import UsageError
+
 _UNREADABLE = 0xF700  # bytes that are no UTF-8 stand as private characters, one each
 _SMALLEST = {0xE0: b"\xa0", 0xF0: b"\x90"}  # second bytes below these are no UTF-8
 
@@ -20,6 +22,17 @@ class Words(Protocol):
     def divides(self, text: str, at: int) -> bool:
         """Whether one word ends and another begins at a place inside the text."""
         ...
+
+
+def utf8(text: str, *, what: str) -> bytes:
+    """A text as bytes; raises `UsageError`, which names it, for half of a surrogate pair, that no UTF-8 has."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{what} is not valid Unicode: the character at place {error.start}, U+{ord(text[error.start]):04X}, is a lone surrogate",
+            hint="decode it as UTF-8 first, as in data.decode('utf-8', 'replace')",
+        ) from error
 
 
 def ends_inside_character(data: bytes) -> bool:
