@@ -21,6 +21,7 @@ _NASTY = (
     "<|im_start|>user\nHello<|im_end|> [INST]<<SYS>> </s><|eot_id|>",
 )
 _BEARABLE = frozenset({"NFC"})
+_SMALL = "the small model"
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Fit:
     """How two vocabularies belong together.
 
     `shared` is the share of the remote's text tokens that the small side has too, by bytes; `boundaries` the share of the ends of
-    the remote's tokens, on a text, at which a token of the small side ends too. `neutral` names what has no counterpart, and why.
+    the remote's tokens, on a text, at which a token of the small side ends too. `neutral` names what has no counterpart, and why,
+    `closed` the sides of which it is not known how they split text.
     """
 
     kind: Kind
@@ -37,15 +39,17 @@ class Fit:
     shared: float
     boundaries: float | None
     neutral: tuple[tuple[str, str], ...]
+    closed: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
         """What the kind means, in words."""
+        reading = "nothing can be read" if _SMALL in self.closed else "one spelling a token, approximate"
         return {
             "identity": "the same tokens under the same ids",
             "permutation": "the same tokens under other ids: values are gathered",
             "bridge": "other tokens: the small model's probabilities are summed over its own spellings",
-            "path": "it is not known how the remote splits text: one spelling a token, approximate",
+            "path": f"it is not known how {' or '.join(self.closed)} splits text: {reading}",
         }[self.kind]
 
 
@@ -62,7 +66,8 @@ def classify(remote: Vocabulary, small: Vocabulary, *, text: str | None = None) 
     shared = sum(data in ours for data in theirs) / max(1, len(theirs))
     boundaries = None if kind == "path" else aligned_share(remote, small, "\n".join(_NASTY) if text is None else text)
     names = (remote.name or "the remote's tokenizer", small.name or "the small model's tokenizer")
-    return Fit(kind, *names, shared, boundaries, tuple(_neutral(remote, small, kind)))
+    closed = tuple(side for side, mine in (("the remote", remote), (_SMALL, small)) if mine.closed)
+    return Fit(kind, *names, shared, boundaries, tuple(_neutral(remote, small, kind)), closed)
 
 
 def _kind(remote: Vocabulary, small: Vocabulary) -> Kind:

@@ -10,6 +10,7 @@ from typing import Any
 
 from uld_adapters.errors import MissingExtra, TokenizerMismatch, UsageError
 from uld_adapters.vocabulary.bpe import Bpe, implied_merges
+from uld_adapters.vocabulary.control import Role
 from uld_adapters.vocabulary.spelling import Spelling, Unigram, plain
 from uld_adapters.vocabulary.words import Atoms, Pattern, PreTokenizer, Words, by_neighbours, whole
 
@@ -36,6 +37,16 @@ def ranked_spelling(tokens: Sequence[bytes], order: Sequence[int], words: Words,
     return Spelling(words, Bpe(len(tokens), atoms, implied_merges(tokens, order), whole=plain(ids)), start)
 
 
+def check_ids(rows: int, control: Mapping[int, Role], order: Sequence[int]) -> None:
+    """Raise `UsageError` for control tokens and an order that do not belong to a vocabulary of so many tokens."""
+    for name, ids in (("control", control), ("order", order)):
+        if (wrong := next((token for token in ids if not 0 <= token < rows), None)) is not None:
+            raise UsageError(f"{name} has the id {wrong}, and there are {rows} tokens", hint="give ids that are places in the tokens")
+    if (role := next((role for role in control.values() if not isinstance(role, Role)), None)) is not None:
+        known = ", ".join(f"Role.{name}" for name in Role.__members__)
+        raise UsageError(f"control has {role!r}, which is no role", hint=f"choose one of {known}")
+
+
 def tekken_parts(path: Path) -> tuple[list[bytes], int, str, dict[str, int]]:
     """Tokens by id (the control tokens first), how many control tokens there are, the pattern, and the control tokens' names."""
     try:
@@ -46,8 +57,10 @@ def tekken_parts(path: Path) -> tuple[list[bytes], int, str, dict[str, int]]:
         if not names:
             names = dict(enumerate(("<unk>", "<s>", "</s>")))
         names = {i: names.get(i, f"<SPECIAL_{i}>") for i in range(special)}
+        if not 0 <= special < size <= special + len(value["vocab"]):
+            raise ValueError(f"{special} control tokens and {len(value['vocab'])} others make no vocabulary of {size}")
         inner = sorted(value["vocab"], key=lambda entry: entry["rank"])[: size - special]
-        tokens = [base64.b64decode(entry["token_bytes"]) for entry in inner]
+        tokens = [base64.b64decode(entry["token_bytes"], validate=True) for entry in inner]
         return [*(name.encode() for name in names.values()), *tokens], special, str(config["pattern"]), {n: i for i, n in names.items()}
     except (OSError, ValueError, KeyError, TypeError, binascii.Error) as error:
         raise UsageError(f"{path} is no tekken file: {error}", hint="give the tekken.json of a Mistral model") from error

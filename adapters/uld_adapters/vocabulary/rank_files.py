@@ -4,6 +4,7 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,10 @@ def tiktoken_parts(source: Any, pattern: str | None, control: Mapping[str, int] 
         try:
             rows = (line.split() for line in blob.splitlines() if line)
             ranks = {int(rank): base64.b64decode(token, validate=True) for token, rank in rows}
+            if not ranks:
+                raise ValueError("it is empty")
+            if min(ranks) < 0:
+                raise ValueError(f"it has the rank {min(ranks)}")
         except (ValueError, binascii.Error) as error:
             raise UsageError(
                 f"{path} is no tiktoken rank file: {error}", hint="give a file whose lines are a token in base64 and its rank"
@@ -57,7 +62,7 @@ def tiktoken_parts(source: Any, pattern: str | None, control: Mapping[str, int] 
                 f"{path} is a rank file of an unknown encoding: it does not tell where texts are cut",
                 hint="give the model's tokenizer.json, or in Python tokenizer=Vocabulary.from_tiktoken(file, pattern=..., control=...)",
             )
-        return ranks, pattern or str(known), dict(special if control is None else control)
+        return ranks, pattern or str(known), special if control is None else _beside(ranks, control, path)
     if path is not None:
         try:
             import tiktoken
@@ -71,4 +76,18 @@ def tiktoken_parts(source: Any, pattern: str | None, control: Mapping[str, int] 
                 hint="without a network give its rank file, as in from_tiktoken('o200k_base.tiktoken'), or set TIKTOKEN_CACHE_DIR",
             ) from error
     ranks = {rank: token for token, rank in source._mergeable_ranks.items()}
-    return ranks, pattern or source._pat_str, dict(source._special_tokens if control is None else control)
+    special = dict(source._special_tokens) if control is None else _beside(ranks, control, source.name)
+    return ranks, pattern or source._pat_str, special
+
+
+def _beside(ranks: Mapping[int, bytes], control: Mapping[str, Any], whose: str | Path) -> dict[str, int]:
+    """The ids of control tokens by name; raises `UsageError` for what is no id, or that of another token."""
+    for name, token in control.items():
+        if not isinstance(token, Integral) or token < 0:
+            raise UsageError(f"control says that {name} is {token!r}, which is no id", hint="give ids from 0 on by the tokens' names")
+        if token in ranks:
+            raise UsageError(
+                f"control says that {name} is {token}, which is the token {ranks[int(token)]!r} in {whose}",
+                hint="give the ids of the control tokens themselves, as in the model's tokenizer_config.json: ranks are text",
+            )
+    return {name: int(token) for name, token in control.items()}

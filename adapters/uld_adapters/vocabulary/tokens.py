@@ -14,6 +14,7 @@ from uld_adapters.vocabulary import formats
 from uld_adapters.vocabulary.control import Role, roles, template_end
 from uld_adapters.vocabulary.rank_files import tiktoken_parts
 from uld_adapters.vocabulary.spelling import Spelling
+from uld_adapters.vocabulary.words import utf8
 
 # Text on which tokenizers are compared by segmentation: prose, code, digits, contractions, CJK, emoji, marks, chat markup.
 CORPUS = (
@@ -52,8 +53,8 @@ class Vocabulary:
     `head_rows` are those of the model's output head, 0 where nobody knows: what is beyond `rows` is padding, which is masked.
     `normalisers` names the steps that change a text before it is cut (NFC, Lowercase). `atomic` are added tokens that are text but
     are never built by merges. The fingerprint is a SHA-256 over the tokens, the control ids and the segmentation of a fixed corpus:
-    two tokenizers with one fingerprint give the same ids to the same text. `spelling` is None where only the tokens are known (a
-    closed tokenizer).
+    two tokenizers with one fingerprint are taken for the same, though other texts could still be split differently. `spelling` is
+    None where only the tokens are known (a closed tokenizer).
     """
 
     tokens: tuple[bytes, ...]
@@ -88,7 +89,7 @@ class Vocabulary:
         """
         if self.spelling is None:
             raise TokenizerMismatch(f"it is not known how {self.name or 'this tokenizer'} splits text", hint=_GIVE_FILE)
-        return list(self.spelling.encode(text.encode() if isinstance(text, str) else text))
+        return list(self.spelling.encode(utf8(text, what="the text") if isinstance(text, str) else text))
 
     def decode(self, ids: Iterable[int]) -> bytes:
         """The bytes of ids; control tokens have none."""
@@ -192,6 +193,7 @@ class Vocabulary:
         """
         control = dict(control or {})
         tokens = tuple(bytes(token) for token in tokens)
+        formats.check_ids(len(tokens), control, order or ())
         if order is None:
             mark = _fingerprint(tokens, frozenset(control), lambda text: [])
             return cls(tokens, frozenset(control), mark, control, name=name)
