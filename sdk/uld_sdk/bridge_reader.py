@@ -18,7 +18,7 @@ from uld_sdk.batching import SmallWorker
 from uld_sdk.bridge_reading import BridgedReading, Bridging
 from uld_sdk.certainty import shifted_bound
 
-AHEAD, LIKELY = 4, 0.01  # candidates after which the small model is read on, and the least p_M that they need
+AHEAD, LIKELY = 6, 0.01  # candidates after which the small model is read on, and the least p_M that they need
 LONGEST_PATH = 32  # tokens that may stand beyond the certain ones
 AT_ONCE, MOST = 16, 256  # paths read in one pass, and in all, when a bound is too wide
 LIGHTEST = 1e-9  # mass of a position that is never looked at by itself
