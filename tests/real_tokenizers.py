@@ -4,6 +4,8 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
+
 from uld_adapters.vocabulary.tokens import Vocabulary
 
 LLAMA3 = (
@@ -20,6 +22,14 @@ def _file(package: str, *path: str) -> Path | None:
     spec = find_spec(package)
     places = [] if spec is None or not spec.submodule_search_locations else [Path(p, *path) for p in spec.submodule_search_locations]
     return next((place for place in places if place.exists()), None)
+
+
+def installed(name: str) -> Vocabulary:
+    """A released model's vocabulary; the test is skipped where the package that has it is not installed."""
+    found = real(name)
+    if found is None:
+        pytest.skip(f"the package with {name}'s tokenizer is not installed")
+    return found
 
 
 @cache

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import tiny
 from rank_files import rank_file, ranks_of
-from real_tokenizers import real
+from real_tokenizers import installed
 from uld_adapters.errors import TokenizerMismatch, UsageError
 from uld_adapters.vocabulary.alignment import NOWHERE, gather
 from uld_adapters.vocabulary.classify import classify
@@ -232,9 +232,7 @@ def test_a_verdict_holds_for_the_same_ends_and_normalisers(tmp_path: Path, monke
     ],
 )  # fmt: skip
 def test_real_pairs(remote: str, small: str, kind: str) -> None:
-    first, second = real(remote), real(small)
-    if first is None or second is None:
-        pytest.skip("the packages with these tokenizers are not installed")
+    first, second = installed(remote), installed(small)
     fit = classify(first, second)
     assert fit.kind == kind
     assert fit.boundaries is not None
@@ -307,9 +305,7 @@ def test_tokens_that_nobody_sees_are_told_by_escapes() -> None:
 
 @pytest.mark.parametrize("name", ["llama3", "qwen"])
 def test_published_rank_files_are_known(name: str) -> None:
-    known = real(name)
-    if known is None:
-        pytest.skip("the packages with these tokenizers are not installed")
+    known = installed(name)
     opened = open_vocabulary(known.name)
     assert [opened.encode(text) for text in CORPUS] == [known.encode(text) for text in CORPUS]
     assert {known.tokens[i]: role for i, role in known.roles.items() if role is not Role.OTHER}.items() <= {

@@ -3,31 +3,23 @@
 import numpy as np
 import pytest
 
-from real_tokenizers import GPT2, LLAMA3, real
+from real_tokenizers import GPT2, LLAMA3, installed
 from toy_texts import Asked, TextModel, checked, expanded, random_texts, toy_vocabulary, walk
 from uld_adapters.vocabulary.bridge import Bridge
 from uld_adapters.vocabulary.cover import Covers
-from uld_adapters.vocabulary.tokens import Vocabulary
-
-
-def known(name: str) -> Vocabulary:
-    found = real(name)
-    if found is None:
-        pytest.skip("the packages with these tokenizers are not installed")
-    return found
 
 
 @pytest.mark.parametrize("name", ["gpt2", "smollm2"])
 def test_an_unfinished_contraction_is_not_certain(name: str) -> None:
-    covers = Covers(known(name))
+    covers = Covers(installed(name))
     certain, _ = covers.advance(b"they", b"'l")
-    assert certain == tuple(known(name).encode("they'll"))[: len(certain)]
+    assert certain == tuple(installed(name).encode("they'll"))[: len(certain)]
     assert not covers.sealed(b"they'", b"l")
 
 
 @pytest.mark.parametrize("name", ["llama3", "qwen", "deepseek"])
 def test_blank_lines_with_spaces_are_not_sealed(name: str) -> None:
-    vocabulary = known(name)
+    vocabulary = installed(name)
     pieces = [vocabulary.tokens[token] for token in vocabulary.encode("\n \n")]
     assert pieces == [b"\n \n"]
     assert not Covers(vocabulary).sealed(b"\n", b" ")
@@ -45,7 +37,7 @@ def test_published_patterns_on_toys(seed: int, alphabet: bytes, which: str) -> N
 
 
 def test_both_sides_begin_with_a_dummy_space() -> None:
-    sentencepiece = known("mistral1")
+    sentencepiece = installed("mistral1")
     bridge = Bridge(sentencepiece, sentencepiece)
     ids = sentencepiece.encode(" The lighthouse keeper")
     settled, place = walk(bridge, ids)
@@ -54,7 +46,7 @@ def test_both_sides_begin_with_a_dummy_space() -> None:
 
 def test_a_text_may_begin_without_the_dummy_space() -> None:
     """The tokenizer never writes that, but a model may: what it then weighs is open, so that the bounds hold."""
-    sentencepiece = known("mistral1")
+    sentencepiece = installed("mistral1")
     bridge, texts = Bridge(sentencepiece, sentencepiece), {b"The keeper": 0.7, b"A keeper": 0.3}
     settled, place = walk(bridge, [])
     candidates = [sentencepiece.tokens.index(data) for data in (b" The", b" A", b"The")]

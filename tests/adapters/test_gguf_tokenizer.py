@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from real_tokenizers import real
+from real_tokenizers import installed
 from tiny_gguf import write_gguf, write_vocabulary
 from uld_adapters.errors import UsageError
 from uld_adapters.gguf_file import gguf_tokenizer, is_gguf
@@ -76,9 +76,7 @@ def test_a_word_that_is_a_token_is_that_token_where_llamacpp_says_so(tmp_path: P
 
 
 def test_llama_3_in_a_gguf_file_is_llama_3(tmp_path: Path) -> None:
-    known = real("llama3")
-    if known is None:
-        pytest.skip("the package with Llama 3's tokenizer is not installed")
+    known = installed("llama3")
     assert known.spelling is not None
     speller = known.spelling.speller
     assert isinstance(speller, Bpe)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rank_files import ranks_of
-from real_tokenizers import NAMES, real
+from real_tokenizers import NAMES, installed
 from uld_adapters.vocabulary.bpe import Bpe
 from uld_adapters.vocabulary.tokens import Vocabulary
 
@@ -34,9 +34,7 @@ def test_any_order_of_merges(parts: list[bytes], word: bytes, order: random.Rand
 
 @pytest.mark.parametrize("name", NAMES)
 def test_real_vocabularies(name: str) -> None:
-    vocabulary = real(name)
-    if vocabulary is None:
-        pytest.skip(f"the package with {name}'s tokenizer is not installed")
+    vocabulary = installed(name)
     rng = random.Random(2)
     words = [b"x" * 301, b" " * 200, b"=" * 77, b"ACGT" * 60, "漢字仮名".encode() * 30, b"aaab" * 50, rng.randbytes(400), b"", b"a"]
     for word in [*words, *(bytes(rng.choices(b"etaoin shrdlu", k=rng.randrange(400))) for _ in range(30))]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import tiny
 from rank_files import rank_file, ranks_of
-from real_tokenizers import NAMES, real
+from real_tokenizers import NAMES, installed
 from uld_adapters.errors import TokenizerMismatch, UsageError
 from uld_adapters.vocabulary.control import Role, matched
 from uld_adapters.vocabulary.tokens import CORPUS, Vocabulary, load_tokenizer
@@ -158,9 +158,7 @@ def test_of_several_ends_the_one_that_answers_end_with_is_matched() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_real_vocabularies_give_texts_back(name: str) -> None:
-    vocabulary = real(name)
-    if vocabulary is None:
-        pytest.skip(f"the package with {name}'s tokenizer is not installed")
+    vocabulary = installed(name)
     rng = random.Random(1)
     for text in [*CORPUS, *("".join(rng.choices(POOL, k=20)) for _ in range(100))]:
         assert vocabulary.decode(vocabulary.encode(text)) == text.encode()
