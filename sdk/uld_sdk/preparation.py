@@ -89,6 +89,11 @@ class Prepared:
     identity: dict[str, Any]
     began: float
 
+    @property
+    def alpha(self) -> float:
+        """The alpha of inference, which may follow from the number of the base's tokens (`Recipe.strength`)."""
+        return self.recipe.strength(len(self.tokenizer))
+
     def encode(self, examples: "Sequence[Example]") -> "list[Encoded]":
         """Further examples in the base's tokens; raises `DataError`."""
         from uld_offset_models.encoding import encode

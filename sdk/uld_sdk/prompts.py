@@ -51,13 +51,12 @@ def render_as_trained(tokenizer: Any, prompt: Prompt, *, raw: bool = False, chat
 
 def check_prompt(prompt: Prompt, *, raw: bool) -> None:
     """Raise `UsageError` for what no template is needed to see: no text at all, none that is Unicode, or messages without roles."""
-    if raw or isinstance(prompt, str):
-        _ = _raw_text(prompt) if raw else conversation(prompt)
-        utf8(str(prompt), what="the prompt")
+    if raw:
+        utf8(_raw_text(prompt), what="the prompt")
         return
     for number, message in enumerate(conversation(prompt), 1):
         for field in ("role", "content"):
-            utf8(message[field], what=f"the {field} of message {number}")
+            utf8(message[field], what="the prompt" if isinstance(prompt, str) else f"the {field} of message {number}")
 
 
 def check_room(prompt: int, new: int, context: int | None, *, whose: str) -> None:

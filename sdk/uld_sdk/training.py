@@ -166,7 +166,7 @@ def _manifest(prepared: Prepared, trained: Trained, assistant: "Assistant") -> "
     recipe = prepared.recipe
     return Manifest(
         **account(prepared, trained, losses=("remember", "uniform"), apart=()),
-        alpha=recipe.strength(len(prepared.tokenizer)),
+        alpha=prepared.alpha,
         margin=recipe.margin,
         filter=recipe.filter,
         gate=recipe.gate,
