@@ -4,6 +4,7 @@ import gc
 import random
 import unicodedata
 import weakref
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from toy_texts import Asked, TextModel, checked, expanded, random_texts, share, 
 from uld_adapters.vocabulary.bpe import Bpe
 from uld_adapters.vocabulary.bridge import Bridge
 from uld_adapters.vocabulary.control import Role
+from uld_adapters.vocabulary.gather import Gathering
 from uld_adapters.vocabulary.shares import change, excess
+from uld_adapters.vocabulary.tally import LEAST
 from uld_adapters.vocabulary.tokens import Vocabulary
 
 
@@ -296,24 +299,25 @@ def test_rows_are_let_go_once_they_are_read_without_waiting_for_the_garbage_coll
 
 
 @pytest.mark.parametrize(("first", "second"), [("llama3", "gpt2"), ("qwen", "smollm2"), ("mistral1", "llama3")])
-def test_candidates_that_are_looked_up_have_the_shares_of_a_closer_look(first: str, second: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidates_gathered_at_once_have_the_shares_of_a_look_at_each(first: str, second: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bridge, rng = real_pair(first, second), np.random.default_rng(3)
-    remote, looked_up = bridge.remote.vocabulary, 0
+    remote = bridge.remote.vocabulary
     some = np.exp(4 * rng.normal(size=(5, 2, bridge.rows)))
     some /= some.sum(2, keepdims=True)
     for text in (*NASTY, "the quick brown fox"):
         ids = remote.encode(text)
         for at in range(1, len(ids), 3):
             _, place = walk(bridge, ids[:at])
-            candidates = list({ids[at], *rng.integers(0, remote.rows, 30).tolist(), *rng.integers(0, 1000, 30).tolist()})
+            candidates = list({ids[at], *rng.integers(0, remote.rows, 30).tolist(), *rng.integers(0, 1000, 30).tolist(), *remote.control})
             rows = {path: some[sum(path) % 5] for path in bridge.cover(place)}
-            rows |= {path: some[sum(path) % 5] for path in bridge.nodes(place, candidates, rows)}
-            looked_up += len(bridge._apart(place, candidates)) / len(candidates) > 0.5
+            ahead = ids[at : at + 1] if at % 2 else ()
+            rows |= {path: some[sum(path) % 5] for path in bridge.nodes(place, candidates, rows, ahead=ahead)}
             found = bridge.read(place, candidates, rows)
             with monkeypatch.context() as patched:
-                patched.setattr(bridge, "_apart", lambda place, candidates: [])
+                each = partial(bridge.one_by_one, place=place, candidates=candidates)
+                patched.setattr(Gathering, "tell", lambda gathering, each=each: each(gathering.weigher))
                 closer = bridge.read(place, candidates, rows)
-            np.testing.assert_allclose(found.now, closer.now, rtol=1e-3, atol=1e-9)  # a closer look tells a few light spellings apart
-            assert (found.lower[:-1] <= closer.lower[:-1] * (1 + 1e-9) + 1e-12).all()
+            np.testing.assert_allclose(found.now, closer.now, rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(found.lower, closer.lower, rtol=1e-9, atol=1e-12)
+            assert (found.upper <= closer.upper + LEAST).all()
             assert (found.now <= found.upper + 1e-12).all()
-    assert looked_up > 10

@@ -9,23 +9,26 @@ of c. Pure: the small model is a function from paths of its tokens to rows of pr
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
 
 from uld_adapters.vocabulary.control import matched
 from uld_adapters.vocabulary.cover import Covers
+from uld_adapters.vocabulary.gather import Gathering
 from uld_adapters.vocabulary.memory import Memory
 from uld_adapters.vocabulary.narrow import NarrowWeigher
 from uld_adapters.vocabulary.outcome import Event, Outcomes
+from uld_adapters.vocabulary.plan import NOTHING, Plan, Planned, closing, planned, strays
 from uld_adapters.vocabulary.shares import Shares
 from uld_adapters.vocabulary.sorting import Sorter
-from uld_adapters.vocabulary.tally import LEAST, Tallies, Tally, Weigher
-from uld_adapters.vocabulary.template import Templates
+from uld_adapters.vocabulary.tally import LEAST, Tallies, Tally
 from uld_adapters.vocabulary.tokens import Vocabulary
+from uld_adapters.vocabulary.weigher import Weigher
 
 Path = tuple[int, ...]
-_PLACES = 16
+_PLACES, _PLANNED = 16, 2000
 Rows = Mapping[Path, Float[np.ndarray, "models rows"]]
 
 
@@ -43,16 +46,11 @@ class Place:
 
 @dataclass(frozen=True)
 class _Known:
-    """What the rows of a place's cover tell of candidates: the tallies of those that are `done`, by their number, spelled so."""
+    """What is kept of a place until it is read: the rows of its cover, and how texts go on with the candidates."""
 
     rows: list[np.ndarray]
     weigher: Weigher
-    done: dict[int, Path]
-    tallies: Tallies
-
-    def open(self, rows: Rows) -> list[int]:
-        """Which candidates need a closer look, or get one because the row after their own spelling is there."""
-        return [at for at in range(self.tallies.mass.shape[1]) if at not in self.done or self.done[at] in rows]
+    planned: list[Planned]
 
 
 class Bridge:
@@ -67,10 +65,11 @@ class Bridge:
         self.control = matched(remote.roles, small.roles, remote.tokens, small.tokens)
         self.rows = small.rows
         self.sorter = Sorter(self.outcomes, small.tokens, self.rows)
-        self.templates = Templates(self.outcomes, self.small, self.rows)
         self._neutral = np.fromiter(map(self._unmatched, range(remote.rows)), dtype=bool, count=remote.rows)
         self._kept: dict[tuple[Place, tuple[int, ...], float], _Known] = {}
         self._covers: Memory[bytes, tuple[Path, ...]] = Memory(lambda tail: tuple(beginnings(self.ends(Place(tail, b"")))))
+        self._plans: Memory[Place, Memory[int, Planned]] = Memory(lambda place: Memory(partial(self._plan, place)), kept=_PLANNED)
+        self._spelled: Memory[tuple[Event, bytes, bytes], Plan] = Memory(lambda of: planned(self.outcomes, self.small, *of))
         counterparts = set(self.control.values())
         self.void = np.array([i for i in sorted(small.control) if i not in counterparts], dtype=np.int64)
 
@@ -118,19 +117,13 @@ class Bridge:
         """
         found: set[Path] = set()
         known = self._known(place, candidates, rows, least)
-        for at in known.open(rows):
-            token = candidates[at]
-            if token not in self.remote.vocabulary.control:
-                exact, overhangs = self.small.onward(place.tail, self._ours(place, self.remote.tokens[token]))
-                for path in exact:
-                    if path and path[:-1] not in rows:
-                        found.update(path[:size] for size in range(len(path)))
-                for astray, _, _ in overhangs:
-                    if astray not in rows and known.weigher.heavy(astray):
-                        found.update(astray[:size] for size in range(len(astray) + 1))
-        for token in ahead:
-            if token not in self.remote.vocabulary.control:
-                found.update(self.small.onward(place.tail, self._ours(place, self.remote.tokens[token]))[0])
+        for plan, bases in known.planned:
+            for path in plan.below:
+                found.update(base + path for base in bases)
+        for astray in strays(known.weigher, known.planned):
+            found.update(astray[:size] for size in range(len(astray) + 1))
+        for plan, bases in map(self._plans[place].__getitem__, ahead):
+            found.update(base + path for base in bases for path in plan.exact)
         return {path for path in found if path not in rows}
 
     def weigher(self, place: Place, rows: Rows, least: float, *, kind: type[Weigher] = Weigher) -> Weigher:
@@ -150,27 +143,24 @@ class Bridge:
         if kept is not None and all(map(operator.is_, kept.rows, cover)):
             kept.weigher.know(rows)
             return kept
-        weigher, paths = self.weigher(place, rows, least), self.small.paths(place.tail)
-        tallies, done = Tallies(np.zeros((3, len(candidates), weigher.models))), {}
-        at = self._apart(place, candidates) if least >= LEAST and len(paths) == 1 else []
-        if at:
-            apart, heavy = self.templates.weigh(weigher, paths[0], [candidates[i] for i in at])
-            tallies.mass[:, at], tallies.leaves = apart.mass, apart.leaves
-            done = {i: (*paths[0], int(self.templates.exact[candidates[i]])) for i, closer in zip(at, heavy, strict=True) if not closer}
+        planned = list(map(self._plans[place].__getitem__, candidates))
         if len(self._kept) >= _PLACES:
             self._kept.clear()
-        found = self._kept[of] = _Known(cover, weigher, done, tallies)
+        found = self._kept[of] = _Known(cover, self.weigher(place, rows, least), planned)
         return found
 
-    def _apart(self, place: Place, candidates: Sequence[int]) -> list[int]:
-        """Which candidates are spelled without touching what stands before them, on neither side, and can be looked up."""
-        if place.pending:
-            return []
-        found = [(at, self.remote.tokens[token]) for at, token in enumerate(candidates) if self.templates.has[token]]
-        for side, tail in ((self.small, place.tail), (self.remote, place.remote_tail)):
-            if tail:
-                found = [(at, data) for at, data in found if side.sealed(tail, data)]
-        return [at for at, _ in found]
+    def _plan(self, place: Place, token: int) -> Planned:
+        """How texts go on with a candidate, below which paths."""
+        if self.neutral(token):
+            return NOTHING, ()
+        if token in self.control:
+            return closing(self.control[token]), (self.small.path(place.tail),)
+        data = self._ours(place, self.remote.tokens[token])
+        pending = place.pending if self.remote.tokens[token].startswith(place.pending) else b""
+        event = Event(self._theirs(place), pending, token).free(self.outcomes, data)
+        if place.tail and self.small.sealed(place.tail, data):
+            return self._spelled[event, b"", data], self.small.paths(place.tail)
+        return self._spelled[event, place.tail, data], ((),)
 
     def read(self, place: Place, candidates: Sequence[int], rows: Rows, *, least: float = LEAST) -> Shares:
         """S(c) of the candidates from the rows of `cover` and `nodes`; rows of further paths make the bounds narrower."""
@@ -178,10 +168,8 @@ class Bridge:
         self._kept.pop((place, tuple(candidates), least))  # rows may be large, and are seldom asked about again
         weigher, place_tally = known.weigher, Tally.empty(known.weigher.models)
         standing = self.boundary(weigher, place, place_tally)
-        tallies = Tallies(known.tallies.mass.copy(), [leaf for leaf in known.tallies.leaves if leaf[1] not in rows])
-        for at in known.open(rows):
-            tallies.mass[:, at] = 0.0
-            self.candidate(weigher, place, candidates[at], tallies.of(at))
+        narrow = place.pending or least < LEAST
+        tallies = self.one_by_one(weigher, place, candidates) if narrow else Gathering(weigher, known.planned).tell()
         parts = np.cumsum(tallies.mass, 0).transpose(0, 2, 1)
         wholes = np.maximum(parts, np.cumsum([place_tally.yes, place_tally.now, place_tally.may], 0)[::-1, :, None])
         lower, now, upper = np.divide(parts, wholes, out=np.zeros(parts.shape), where=wholes > 0)
@@ -218,6 +206,13 @@ class Bridge:
             stands(overhang.path)
         return standing
 
+    def one_by_one(self, weigher: Weigher, place: Place, candidates: Sequence[int]) -> Tallies:
+        """The tallies of candidates with a look at each of their spellings."""
+        tallies = Tallies(np.zeros((3, len(candidates), weigher.models)))
+        for at, token in enumerate(candidates):
+            self.candidate(weigher, place, token, tallies.of(at))
+        return tallies
+
     def candidate(self, weigher: Weigher, place: Place, token: int, tally: Tally) -> None:
         """Count the mass of texts that the remote's tokenizer goes on with `token`."""
         if token in self.remote.vocabulary.control:
@@ -225,15 +220,10 @@ class Bridge:
                 path = (*self.small.path(place.tail), self.control[token])
                 weigher.settle(path, weigher.weight(path), tally, now=True, certain=True, hit=0.0)
             return
-        data = self._ours(place, self.remote.tokens[token])
-        pending = place.pending if self.remote.tokens[token].startswith(place.pending) else b""
-        event = Event(self._theirs(place), pending, token)
-        exact, overhangs = self.small.onward(place.tail, data)
-        for path in exact:
-            weigher.leaf(event, path, data, weigher.weight(path), tally)
-        for overhang in overhangs:
-            weigher.tokens(event, overhang.path, overhang.ids, len(place.tail) + len(data) - overhang.at, data, tally)
-        if pending != place.pending:  # the remote's tokenizer never begins a text with this token, though the remote may
+        plan, bases = self._plans[place][token]
+        for base in bases:
+            plan.each(weigher, base, tally)
+        if place.pending and not plan.event.pending:  # the remote's tokenizer never begins a text with this token, though the remote may
             tally.now += tally.yes
             tally.yes[:] = 0.0
 

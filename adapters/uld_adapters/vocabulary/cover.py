@@ -1,6 +1,5 @@
 """Where a text may stand in a vocabulary's tokens when more text follows: the spellings whose last token reaches beyond its end."""
 
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -28,9 +27,6 @@ class Overhang(NamedTuple):
     path: tuple[int, ...]
     at: int
     ids: Int[np.ndarray, " n"]
-
-
-Cover = tuple[list[tuple[int, ...]], list[Overhang]]
 
 
 class Covers:
@@ -63,7 +59,6 @@ class Covers:
         self._overhangs = Memory(self._find)
         self._paths = Memory(self._spelled)
         self._sealed = Memory(self._cut_between)
-        self._onward: tuple[bytes, Memory[bytes, Cover]] = b"", Memory(partial(self._go_on, b""))
         self._beyond = Memory(self.index.beyond)
         self._fits = Memory(self._fit)
         self._matrix = np.frombuffer(b"".join(t[:_WIDE].ljust(_WIDE, b"\0") for t in self.tokens), dtype=np.uint8).reshape(-1, _WIDE)
@@ -180,19 +175,6 @@ class Covers:
         if open_ and known:  # patterns may name single characters, so that no sample of them tells whether one is cut off
             found += [(*split, len(known)) if split[-1] < len(known) else split[:-1] for split in found]
         return tuple(dict.fromkeys(found))
-
-    def onward(self, tail: bytes, data: bytes) -> Cover:
-        """The cover of a tail with more bytes after it: its paths, and its overhangs."""
-        if self._onward[0] != tail:
-            self._onward = tail, Memory(partial(self._go_on, tail))  # a tail is asked for with all its candidates, and then no more
-        return self._onward[1][data]
-
-    def _go_on(self, tail: bytes, data: bytes) -> Cover:
-        if not tail or not data or not self.sealed(tail, data):
-            return list(self.paths(tail + data)), list(self.overhangs(tail + data))
-        bases, size = self.paths(tail), len(tail)
-        exact = [(*base, *path) for base in bases for path in self.paths(data)]
-        return exact, [Overhang((*base, *o.path), o.at + size, o.ids) for base in bases for o in self.overhangs(data)]
 
     def sealed(self, tail: bytes, data: bytes) -> bool:
         """Whether a tail and the bytes that follow it are spelled apart, whatever comes after them."""

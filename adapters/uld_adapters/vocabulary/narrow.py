@@ -9,7 +9,8 @@ from uld_adapters.vocabulary.cover import Covers
 from uld_adapters.vocabulary.index import Group
 from uld_adapters.vocabulary.outcome import Event
 from uld_adapters.vocabulary.sorting import Sorter
-from uld_adapters.vocabulary.tally import Looked, Path, Tally, Weigher, most
+from uld_adapters.vocabulary.tally import Path, Tally, most
+from uld_adapters.vocabulary.weigher import Looked, Weigher
 
 
 class NarrowWeigher(Weigher):
@@ -17,6 +18,8 @@ class NarrowWeigher(Weigher):
 
     What follows an open token under the uniform model is known without a row.
     """
+
+    leaves = Weigher.one_by_one
 
     def __init__(self, sorter: Sorter, small: Covers, rows: Mapping[Path, Float[np.ndarray, "models rows"]], *, least: float) -> None:
         super().__init__(sorter.outcomes, small, rows, sorter.rows, least=least)

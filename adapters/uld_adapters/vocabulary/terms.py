@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 
 from uld_adapters.vocabulary.bridge import Bridge, Path, Place, Rows
 from uld_adapters.vocabulary.outcome import CROWD
-from uld_adapters.vocabulary.tally import LEAST, Tally, Weigher
+from uld_adapters.vocabulary.tally import LEAST, Tally
+from uld_adapters.vocabulary.weigher import Weigher
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class _Written(Tally):
 
 class _Writer(Weigher):
     """Weighs, and writes the terms of `yes` and `now` down."""
+
+    leaves = Weigher.one_by_one
 
     def others(
         self, path: Path, heavy: Sequence[int], without: Int[np.ndarray, " n"] | None, mass: Float[np.ndarray, " models"], tally: Tally

@@ -1,0 +1,227 @@
+"""Sums mass over the leaves of a tree of the small model's tokens."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from uld_adapters.vocabulary.cover import Covers, Overhang
+from uld_adapters.vocabulary.index import Group
+from uld_adapters.vocabulary.memory import Memory
+from uld_adapters.vocabulary.outcome import CROWD, Event, Outcomes
+from uld_adapters.vocabulary.tally import Path, Tally, any_of, most
+
+
+class Looked(NamedTuple):
+    """Tokens after a path, their mass there by model, and the heavy ones of them."""
+
+    ids: Int[np.ndarray, " n"]
+    mass: Float[np.ndarray, " models"]
+    heavy: Sequence[int]
+
+
+class _Weights(dict[Path, Float[np.ndarray, " models"]]):
+    """Probabilities of paths. It knows no weigher: in a circle of references many large rows would wait for the garbage collector."""
+
+    rows: Mapping[Path, Float[np.ndarray, "models rows"]]
+
+    def __init__(self, models: int, size: int) -> None:
+        super().__init__({(): np.ones(models)})
+        self._models, self._size = models, size
+
+    def __missing__(self, path: Path) -> Float[np.ndarray, " models"]:
+        found = np.empty(self._models)
+        found[:-1], found[-1] = self.rows[path[:-1]][:, path[-1]], 1 / self._size
+        found *= self[path[:-1]]
+        self[path] = found
+        return found
+
+    def below(self, path: Path, tokens: Sequence[int]) -> Float[np.ndarray, "tokens models"]:
+        """Those of a path with each of the tokens after it, all at once."""
+        found = np.empty((len(tokens), self._models))
+        found[:, :-1], found[:, -1] = self.rows[path].take(tokens, 1).T, 1 / self._size
+        found *= self[path]
+        return found
+
+
+class Weigher:
+    """Weighs events by the rows of the small models; one more model, the last, is uniform over the small vocabulary.
+
+    Tokens that no model gives `least` of the mass stay open as a group, without a look at each.
+    """
+
+    def __init__(
+        self, outcomes: Outcomes, small: Covers, rows: Mapping[Path, Float[np.ndarray, "models rows"]], size: int, *, least: float
+    ) -> None:
+        self.outcomes, self.small, self.size, self.least = outcomes, small, size, least
+        self.models = next(iter(rows.values())).shape[0] + 1
+        self._weights = weights = _Weights(self.models, size)
+        self.weight = weights.__getitem__  # the probability of a path, as a share of what is given
+        largest: Memory[Path, float] = Memory(lambda path: most(weights[path]))
+        self._most = largest.__getitem__  # under any of the models
+        self.know(rows)
+
+    def know(self, rows: Mapping[Path, Float[np.ndarray, "models rows"]]) -> None:
+        """Go on with these rows, among which are those so far."""
+        self.rows = self._weights.rows = rows
+
+    def given(self, paths: Iterable[Path], overhangs: Iterable[Overhang]) -> None:
+        """Take the cover of a prefix for certain, so that from then on all masses are shares of its own."""
+        mass = np.zeros(self.models)
+        for path in paths:
+            mass += self.weight(path)
+        for overhang in overhangs:
+            if overhang.path in self.rows:
+                mass += self.weight(overhang.path) * self._sum(self.rows[overhang.path].take(overhang.ids, 1))
+        self._weights.clear()
+        self._weights[()] = 1 / np.where(mass > 0, mass, 1.0)
+
+    def heavy(self, path: Path) -> bool:
+        """Whether a path may have the mass `least`, as far as the rows tell."""
+        return self._most(self._told(path)) >= self.least
+
+    def _told(self, path: Path) -> Path:
+        """As much of a path as its rows tell the weight of."""
+        for size in range(len(path)):
+            if path[:size] not in self.rows:
+                return path[:size]
+        return path
+
+    def node(self, event: Event, path: Path, more: bytes, tally: Tally, *, without: Int[np.ndarray, " n"] | None = None) -> None:
+        """All texts after a path whose row is known."""
+        looked = self._looked(path, self.outcomes.hitters(event, more))
+        now = self.outcomes.judge(event, more)[0]
+        if now:
+            mass = looked.mass if without is None else looked.mass + self._sum(self.rows[path].take(without, 1))
+            self.others(path, looked.heavy, without, mass, tally)
+        self._singly(event, path, looked, more, 0, tally, rest=tally.now if now else tally.may)
+
+    def least_after(self, path: Path) -> float:
+        """The least probability after a path with which a token may have the mass `least`."""
+        return self.least / max(self._most(path), self.least)
+
+    def _looked(self, path: Path, group: Group) -> Looked:
+        """The mass of tokens after a path, and which of them have the mass `least`."""
+        row, least = self.rows[path], self.least_after(path)
+        if group.here is not None and group.others is not None:
+            heavy = any_of(row >= least).nonzero()[0]
+            return Looked(group.ids, 1 - self._sum(row.take(group.others, 1)), heavy[group.here[heavy]].tolist())
+        chances = row.take(group.ids, 1)
+        mass = self._sum(chances)
+        if most(mass) < least:
+            return Looked(group.ids, mass, ())
+        return Looked(group.ids, mass, group.ids[any_of(chances >= least).nonzero()[0]].tolist())
+
+    def others(
+        self, path: Path, heavy: Sequence[int], without: Int[np.ndarray, " n"] | None, mass: Float[np.ndarray, " models"], tally: Tally
+    ) -> None:
+        """Count what holds after a path but for some mass of it; of that all but heavy tokens and those left out is counted to `now`."""
+        tally.yes += self.weight(path) * np.maximum(1.0 - mass, 0.0)
+
+    def light(self, path: Path, ids: Int[np.ndarray, " n"], heavy: Sequence[int], tally: Tally) -> None:
+        """Told of tokens after a path of which all but the heavy ones were counted to `now`."""
+
+    def _sum(self, chances: Float[np.ndarray, "rows n"]) -> Float[np.ndarray, " models"]:
+        """The mass of tokens by model."""
+        found = np.empty(self.models)
+        found[:-1] = np.add.reduce(chances, axis=1)  # pairwise: as exact as the rows are, and of singles twice as fast as in doubles
+        found[-1] = chances.shape[1] / self.size
+        return found
+
+    def tokens(self, event: Event, path: Path, ids: Int[np.ndarray, " n"], skip: int, more: bytes, tally: Tally) -> None:
+        """All texts that go on after a path with one of the tokens, of whose bytes the first `skip` are in the text already."""
+        if path not in self.rows:
+            weight = self.weight(self._told(path))
+            tally.may += weight
+            tally.leaves.append((most(weight), path))
+            return
+        weight = self.weight(path)
+        ending, others = self.outcomes.ending(event, more, skip, ids)
+        if len(ids) > CROWD or self._most(path) < self.least:
+            tally.may[:-1] += weight[:-1]
+            tally.may[-1] += weight[-1] * len(ids) / self.size
+            if ending.size:
+                now = weight * self._sum(self.rows[path].take(ending, 1))
+                tally.now += now
+                tally.may -= now
+                self.light(path, ending, (), tally)
+            return
+        for some, rest in ((ending, tally.now), (others, tally.may)):
+            if some.size:
+                looked = self._looked(path, Group(some))
+                self._singly(event, path, looked, more, skip, tally, rest=rest)
+                if some is ending:
+                    self.light(path, some, looked.heavy, tally)
+
+    def _singly(
+        self, event: Event, path: Path, looked: Looked, more: bytes, skip: int, tally: Tally, *, rest: Float[np.ndarray, " models"]
+    ) -> None:
+        """Count tokens after a path to `rest`, but look at the heavy ones of them."""
+        rest += self.weight(path) * looked.mass
+        if not looked.heavy:
+            return
+        each = self._weights.below(path, looked.heavy)
+        rest -= np.add.reduce(each, 0)
+        self.leaves(event, path, looked.heavy, each, more, skip, tally)
+        np.maximum(rest, 0.0, out=rest)
+
+    def leaves(
+        self, event: Event, path: Path, tokens: Sequence[int], weights: Float[np.ndarray, "n models"], more: bytes, skip: int, tally: Tally
+    ) -> None:
+        """What `leaf` counts for each of these tokens after a path; those of one kind are counted at once."""
+        after = self.outcomes.after(event, more, skip)
+        yes: list[int] = []
+        now: list[int] = []
+        may: list[int] = []
+        free = 0.0
+        for at, token in enumerate(tokens):
+            held, certain, hit = after[token]
+            if certain:
+                if held:
+                    yes.append(at)
+                continue
+            below = (*path, token)
+            if below in self.rows:
+                self.node(event, below, more + self.small.tokens[token][skip:], tally)
+                continue
+            (now if held else may).append(at)
+            tally.leaves.append((most(weights[at]), below))
+            if held:
+                free += 1 - hit
+        for some, mass in ((yes, tally.yes), (now, tally.now), (may, tally.may)):
+            if some:
+                mass += np.add.reduce(weights.take(some, 0), 0)
+        if free:
+            tally.yes[-1] += free * weights[0, -1]
+            tally.now[-1] -= free * weights[0, -1]
+
+    def one_by_one(
+        self, event: Event, path: Path, tokens: Sequence[int], weights: Float[np.ndarray, "n models"], more: bytes, skip: int, tally: Tally
+    ) -> None:
+        """What `leaves` does, for weighers that have a `leaf` of their own."""
+        for token, weight in zip(tokens, weights, strict=True):
+            self.leaf(event, (*path, token), more + self.small.tokens[token][skip:], weight, tally)
+
+    def leaf(self, event: Event, path: Path, more: bytes, weight: Float[np.ndarray, " models"], tally: Tally) -> None:
+        """All texts that begin with a path."""
+        now, certain = self.outcomes.judge(event, more)
+        if not certain and path in self.rows:
+            self.node(event, path, more, tally)
+            return
+        hit = 0.0 if certain or not now else self.outcomes.hit(event, more)
+        self.settle(path, weight, tally, now=now, certain=certain, hit=hit)
+
+    def settle(self, path: Path, weight: Float[np.ndarray, " models"], tally: Tally, *, now: bool, certain: bool, hit: float) -> None:
+        """Count the mass of a path that nobody looks beyond; what follows it under the uniform model is known all the same."""
+        if certain:
+            if now:
+                tally.yes += weight
+            return
+        if now:
+            tally.now += weight
+            tally.yes[-1] += weight[-1] * (1 - hit)
+            tally.now[-1] -= weight[-1] * (1 - hit)
+        else:
+            tally.may += weight
+        tally.leaves.append((most(weight), path))
