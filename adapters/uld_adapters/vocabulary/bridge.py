@@ -28,7 +28,8 @@ from uld_adapters.vocabulary.tokens import Vocabulary
 from uld_adapters.vocabulary.weigher import Weigher
 
 Path = tuple[int, ...]
-_PLACES, _PLANNED = 16, 2000
+_PLACES = 16
+_PLANNED, _SPELLED = 2000, 20_000  # places, and plans
 Rows = Mapping[Path, Float[np.ndarray, "models rows"]]
 
 
@@ -69,7 +70,7 @@ class Bridge:
         self._kept: dict[tuple[Place, tuple[int, ...], float], _Known] = {}
         self._covers: Memory[bytes, tuple[Path, ...]] = Memory(lambda tail: tuple(beginnings(self.ends(Place(tail, b"")))))
         self._plans: Memory[Place, Memory[int, Planned]] = Memory(lambda place: Memory(partial(self._plan, place)), kept=_PLANNED)
-        self._spelled: Memory[tuple[Event, bytes, bytes], Plan] = Memory(lambda of: planned(self.outcomes, self.small, *of))
+        self._spelled: Memory[tuple[Event, bytes, bytes], Plan] = Memory(lambda of: planned(self.outcomes, self.small, *of), kept=_SPELLED)
         counterparts = set(self.control.values())
         self.void = np.array([i for i in sorted(small.control) if i not in counterparts], dtype=np.int64)
 

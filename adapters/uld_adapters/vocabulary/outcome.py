@@ -16,7 +16,7 @@ Halves = tuple[Int[np.ndarray, " some"], Int[np.ndarray, " others"]]
 NONE = -1  # no token begins at the place
 CROWD = 256  # so many tokens in one place are not looked at one by one
 _FEW = 64  # so many texts are spelled one by one
-_KEPT = 50_000
+_KEPT, _TEXTS = 50_000, 5000
 _WIDEST = 64  # bits of a machine word
 _NOTHING = np.array([], dtype=np.int64)
 
@@ -58,7 +58,7 @@ class Outcomes:
         self._hits = Memory(self._hit)
         self._verdicts = Memory(self._judge)
         self._after: Memory[tuple[Event, bytes, int], Memory[int, tuple[bool, bool, float]]] = Memory(
-            lambda of: Memory(partial(self._follow, *of))
+            lambda of: Memory(partial(self._follow, *of)), kept=_TEXTS
         )
         self._ending: dict[tuple[Event, bytes, int], tuple[Int[np.ndarray, " n"], Halves]] = {}
         self._cuts = self._cut()

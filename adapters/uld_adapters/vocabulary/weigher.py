@@ -99,7 +99,8 @@ class Weigher:
 
     def least_after(self, path: Path) -> float:
         """The least probability after a path with which a token may have the mass `least`."""
-        return self.least / max(self._most(path), self.least)
+        largest = self._most(path)
+        return self.least / largest if largest > self.least else 1.0
 
     def _looked(self, path: Path, group: Group) -> Looked:
         """The mass of tokens after a path, and which of them have the mass `least`."""
