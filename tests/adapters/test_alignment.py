@@ -134,7 +134,12 @@ def test_normalisers_that_change_letters_are_refused(tmp_path: Path, normalizer:
         with pytest.raises(TokenizerMismatch, match="changed beside plain") as caught:
             classify(remote, small)
         assert fix in caught.value.hint
-    composed = hf(tmp_path / "b", normalizer={"type": "NFC"})
+    unchanged = hf(tmp_path / "b")  # the same tokens, and merges
+    for remote, small in ((changed, unchanged), (unchanged, changed)):
+        with pytest.raises(TokenizerMismatch, match="changes every text"):
+            classify(remote, small)
+    assert classify(changed, hf(tmp_path / "c", normalizer=normalizer)).kind == "identity"
+    composed = hf(tmp_path / "d", normalizer={"type": "NFC"})
     assert composed.normalisers == ("NFC",)
     assert classify(composed, plain).kind == "bridge"
 

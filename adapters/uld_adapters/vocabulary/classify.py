@@ -71,7 +71,7 @@ def classify(remote: Vocabulary, small: Vocabulary, *, text: str | None = None) 
 
 
 def _kind(remote: Vocabulary, small: Vocabulary) -> Kind:
-    if remote.fingerprint == small.fingerprint:
+    if remote.fingerprint == small.fingerprint and _changes(remote) == _changes(small):
         return "identity"
     _require_spellings(remote, small)
     if remote.spelling is None or small.spelling is None:
@@ -88,6 +88,11 @@ def _kind(remote: Vocabulary, small: Vocabulary) -> Kind:
     return "identity" if same else "permutation"
 
 
+def _changes(vocabulary: Vocabulary) -> list[str]:
+    """The steps that change letters before a text is split."""
+    return [name for name in vocabulary.normalisers if name not in _BEARABLE]
+
+
 def _pieces(vocabulary: Vocabulary, text: str) -> list[bytes]:
     return [vocabulary.tokens[token] for token in vocabulary.encode(text)]
 
@@ -99,7 +104,7 @@ def require_bytes(remote: Vocabulary, small: Vocabulary) -> None:
     """
     _require_spellings(remote, small)
     for mine, about in _sides(remote, small):
-        if changes := [name for name in mine.normalisers if name not in _BEARABLE]:
+        if changes := _changes(mine):
             raise TokenizerMismatch(
                 f"{about} changes every text before it splits it ({', '.join(changes)}): its tokens do not spell what was written",
                 hint="use a small model with the same tokenizer"
