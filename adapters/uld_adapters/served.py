@@ -22,8 +22,9 @@ from uld_adapters.errors import (
 )
 from uld_adapters.http import HttpClient
 from uld_adapters.logprobs import Draft, FinishReason, Score, TopLogprobs
+from uld_adapters.vocabulary.fingerprint import CORPUS
 from uld_adapters.vocabulary.opening import open_tokenizer
-from uld_adapters.vocabulary.tokens import CORPUS, end_token_ids
+from uld_adapters.vocabulary.tokens import end_token_ids
 
 GREEDY = ServerSampling()
 DEFAULT_TOP = 20

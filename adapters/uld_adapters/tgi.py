@@ -17,7 +17,7 @@ from uld_adapters.errors import (
 from uld_adapters.logprobs import Draft, TopLogprobs
 from uld_adapters.served import GREEDY
 from uld_adapters.served_text import TextServedBackend
-from uld_adapters.vocabulary.tokens import CORPUS
+from uld_adapters.vocabulary.fingerprint import CORPUS
 
 _STREAM_ERRORS: dict[str, type[BackendError]] = {"overloaded": ServerBusy, "validation": RequestRejected}
 

@@ -20,8 +20,9 @@ from uld_adapters.errors import TokenizerMismatch, UsageError
 from uld_adapters.vocabulary.alignment import NOWHERE, gather
 from uld_adapters.vocabulary.classify import classify
 from uld_adapters.vocabulary.control import Role
+from uld_adapters.vocabulary.fingerprint import CORPUS
 from uld_adapters.vocabulary.opening import open_tokenizer, open_vocabulary
-from uld_adapters.vocabulary.tokens import CORPUS, Vocabulary
+from uld_adapters.vocabulary.tokens import Vocabulary
 from uld_adapters.vocabulary.verdicts import kind_of
 from uld_sdk.aligning import align
 
@@ -135,6 +136,7 @@ def test_normalisers_that_change_letters_are_refused(tmp_path: Path, normalizer:
             classify(remote, small)
         assert fix in caught.value.hint
     unchanged = hf(tmp_path / "b")  # the same tokens, and merges
+    assert changed.fingerprint != unchanged.fingerprint  # what a client compares first
     for remote, small in ((changed, unchanged), (unchanged, changed)):
         with pytest.raises(TokenizerMismatch, match="changes every text"):
             classify(remote, small)

@@ -12,8 +12,9 @@ from uld_adapters.gguf_file import gguf_tokenizer, is_gguf
 from uld_adapters.vocabulary.bpe import Bpe
 from uld_adapters.vocabulary.classify import classify
 from uld_adapters.vocabulary.control import Role
+from uld_adapters.vocabulary.fingerprint import CORPUS
 from uld_adapters.vocabulary.opening import open_tokenizer, open_vocabulary
-from uld_adapters.vocabulary.tokens import CORPUS, Vocabulary, _byte_alphabet, load_tokenizer
+from uld_adapters.vocabulary.tokens import Vocabulary, _byte_alphabet, load_tokenizer
 
 LETTERS = {byte: letter for letter, byte in _byte_alphabet().items()}
 END = "<|eot_id|>"

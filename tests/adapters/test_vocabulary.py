@@ -14,7 +14,8 @@ from rank_files import rank_file, ranks_of
 from real_tokenizers import NAMES, installed
 from uld_adapters.errors import TokenizerMismatch, UsageError
 from uld_adapters.vocabulary.control import Role, matched
-from uld_adapters.vocabulary.tokens import CORPUS, Vocabulary, load_tokenizer
+from uld_adapters.vocabulary.fingerprint import CORPUS
+from uld_adapters.vocabulary.tokens import Vocabulary, load_tokenizer
 from uld_adapters.vocabulary.words import readable
 
 POOL = [*"abcdeTHE 'sreXY0123456789.,;:!?()[]{}/\\\n\r\t\"-_=", "  ", "    ", "\r\n", "é", "e\u0301", "漢", "字", "😀", "👩‍👩‍👧", "🏳️‍🌈"]

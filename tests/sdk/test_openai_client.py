@@ -22,9 +22,10 @@ from uld_adapters.emulator.engine import Engine
 from uld_adapters.errors import ContinuationUnavailable, StreamInterrupted, UsageError
 from uld_adapters.logprobs import Draft, FinishReason, TopLogprobs
 from uld_adapters.vocabulary.alignment import Identity
+from uld_adapters.vocabulary.fingerprint import CORPUS
 from uld_adapters.vocabulary.opening import open_tokenizer
 from uld_adapters.vocabulary.plain_tokenizer import PlainTokenizer
-from uld_adapters.vocabulary.tokens import CORPUS, Vocabulary, load_tokenizer, tokenizer_fingerprint
+from uld_adapters.vocabulary.tokens import Vocabulary, load_tokenizer, tokenizer_fingerprint
 from uld_offset_models.scorer import Track
 from uld_sdk import UnlearnedClient
 from uld_sdk.calibration.observer import _asked

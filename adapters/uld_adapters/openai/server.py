@@ -23,7 +23,8 @@ from uld_adapters.openai.transcript import UNTOLD, Transcript
 from uld_adapters.served import GREEDY
 from uld_adapters.served_text import TextServedBackend
 from uld_adapters.vocabulary.by_bytes import TokensByBytes
-from uld_adapters.vocabulary.tokens import CORPUS, Vocabulary
+from uld_adapters.vocabulary.fingerprint import CORPUS
+from uld_adapters.vocabulary.tokens import Vocabulary
 
 LOOKAHEAD = 3  # tokens that may follow half a character before it is whole
 DRAWS = 16  # of a first token at random, of which many may end the answer

@@ -7,7 +7,8 @@ from typing import Literal
 from uld_adapters.errors import TokenizerMismatch
 from uld_adapters.vocabulary.bpe import Bpe
 from uld_adapters.vocabulary.control import Role, matched
-from uld_adapters.vocabulary.tokens import CORPUS, Vocabulary
+from uld_adapters.vocabulary.fingerprint import CORPUS, letters_changed
+from uld_adapters.vocabulary.tokens import Vocabulary
 
 Kind = Literal["identity", "permutation", "bridge", "path"]
 # Beside the corpus: what tokenizers are known to split differently.
@@ -20,7 +21,6 @@ _NASTY = (
     "👍🏽👩‍🚀🇩🇪 e\u0301 o\u0308 \u1100\u1161 ก็ नमस्ते ﷽ \u200b\u00a0\u2028",
     "<|im_start|>user\nHello<|im_end|> [INST]<<SYS>> </s><|eot_id|>",
 )
-_BEARABLE = frozenset({"NFC"})
 _SMALL = "the small model"
 
 
@@ -71,7 +71,7 @@ def classify(remote: Vocabulary, small: Vocabulary, *, text: str | None = None) 
 
 
 def _kind(remote: Vocabulary, small: Vocabulary) -> Kind:
-    if remote.fingerprint == small.fingerprint and _changes(remote) == _changes(small):
+    if remote.fingerprint == small.fingerprint:
         return "identity"
     _require_spellings(remote, small)
     if remote.spelling is None or small.spelling is None:
@@ -88,11 +88,6 @@ def _kind(remote: Vocabulary, small: Vocabulary) -> Kind:
     return "identity" if same else "permutation"
 
 
-def _changes(vocabulary: Vocabulary) -> list[str]:
-    """The steps that change letters before a text is split."""
-    return [name for name in vocabulary.normalisers if name not in _BEARABLE]
-
-
 def _pieces(vocabulary: Vocabulary, text: str) -> list[bytes]:
     return [vocabulary.tokens[token] for token in vocabulary.encode(text)]
 
@@ -104,7 +99,7 @@ def require_bytes(remote: Vocabulary, small: Vocabulary) -> None:
     """
     _require_spellings(remote, small)
     for mine, about in _sides(remote, small):
-        if changes := _changes(mine):
+        if changes := letters_changed(mine.normalisers):
             raise TokenizerMismatch(
                 f"{about} changes every text before it splits it ({', '.join(changes)}): its tokens do not spell what was written",
                 hint="use a small model with the same tokenizer"

@@ -1,6 +1,5 @@
 """A tokenizer as bytes: id -> bytes, control ids, rows, and a fingerprint over them."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,18 +11,10 @@ from uld_adapters.errors import TokenizerMismatch, UsageError
 from uld_adapters.gguf_file import Gguf, gguf_tokenizer, is_gguf
 from uld_adapters.vocabulary import formats
 from uld_adapters.vocabulary.control import Role, roles, template_end
+from uld_adapters.vocabulary.fingerprint import CORPUS, fingerprint_of
 from uld_adapters.vocabulary.rank_files import tiktoken_parts
 from uld_adapters.vocabulary.spelling import Spelling
 from uld_adapters.vocabulary.words import utf8
-
-# Text on which tokenizers are compared by segmentation: prose, code, digits, contractions, CJK, emoji, marks, chat markup.
-CORPUS = (
-    "The quick brown fox doesn't jump; she'll wait, won't she?",
-    "def f(x):\n\tif x  >  10:\n        return {'a': [1, 22, 333, 4444, 123456789012]}\r\n",
-    "漢字とかな交じり文。한국어 텍스트. Ελληνικά, кириллица, العربية.",
-    "emoji 👩‍👩‍👧‍👦 🏳️‍🌈 é é ñ ñ  two  spaces   three ",
-    "<s> [INST] hello [/INST] </s> <|user|> not a control token",
-)
 
 _GIVE_FILE = "pass the tokenizer of the served model: a folder, a GGUF file, a tiktoken, SentencePiece or tekken file"
 
@@ -52,9 +43,9 @@ class Vocabulary:
 
     `head_rows` are those of the model's output head, 0 where nobody knows: what is beyond `rows` is padding, which is masked.
     `normalisers` names the steps that change a text before it is cut (NFC, Lowercase). `atomic` are added tokens that are text but
-    are never built by merges. The fingerprint is a SHA-256 over the tokens, the control ids and the segmentation of a fixed corpus:
-    two tokenizers with one fingerprint are taken for the same, though other texts could still be split differently. `spelling` is
-    None where only the tokens are known (a closed tokenizer).
+    are never built by merges. The fingerprint is a SHA-256 over the tokens, the control ids, the segmentation of a fixed corpus and
+    whether letters are changed: two tokenizers with one fingerprint are taken for the same, though other texts could still be split
+    differently. `spelling` is None where only the tokens are known (a closed tokenizer).
     """
 
     tokens: tuple[bytes, ...]
@@ -114,13 +105,14 @@ class Vocabulary:
         atomic = frozenset(i for i in added if i not in control)
         alphabet = _byte_alphabet() if byte_level else {}
         ends = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+        changes = tuple(step["type"] for step in formats.hf_normalisers(state) if formats.changes_text(step))
         return cls(
             tokens,
             control,
-            _fingerprint(tokens, control, lambda text: tokenizer.encode(text, add_special_tokens=False)),
+            fingerprint_of(tokens, control, lambda text: tokenizer.encode(text, add_special_tokens=False), changes),
             roles({i: str(added[i].content) for i in control}, ends=ends, turn=template_end(tokenizer)),
             atomic,
-            tuple(step["type"] for step in formats.hf_normalisers(state) if formats.changes_text(step)),
+            changes,
             name or str(getattr(tokenizer, "name_or_path", "")),
             lambda: formats.hf_spelling(state, tokens, alphabet, {tokens[i]: i for i in atomic}),
         )
@@ -156,7 +148,7 @@ class Vocabulary:
         cls, tokens: tuple[bytes, ...], names: Mapping[int, str], spelling: Spelling, changes: tuple[str, ...], name: str
     ) -> "Vocabulary":
         control = frozenset(names)
-        mark = _fingerprint(tokens, control, lambda text: list(spelling.encode(text.encode())))
+        mark = fingerprint_of(tokens, control, lambda text: list(spelling.encode(text.encode())), changes)
         return cls(tokens, control, mark, roles(names), frozenset(), changes, name, lambda: spelling)
 
     @classmethod
@@ -195,22 +187,13 @@ class Vocabulary:
         tokens = tuple(bytes(token) for token in tokens)
         formats.check_ids(len(tokens), control, order or ())
         if order is None:
-            mark = _fingerprint(tokens, frozenset(control), lambda text: [])
+            mark = fingerprint_of(tokens, frozenset(control), lambda text: [])
             return cls(tokens, frozenset(control), mark, control, name=name)
         spelling = formats.ranked_spelling(tokens, order, formats.cut_by(pattern, whose=name))
         known = {data for data in spelling.speller.atoms}  # type: ignore[attr-defined]  # ranked spellings are BPE
         told = [text for text in CORPUS if all(bytes([byte]) in known for byte in text.encode())]
-        mark = _fingerprint(tokens, frozenset(control), lambda text: list(spelling.encode(text.encode())) if text in told else [])
+        mark = fingerprint_of(tokens, frozenset(control), lambda text: list(spelling.encode(text.encode())) if text in told else [])
         return cls(tokens, frozenset(control), mark, control, name=name, _speller=lambda: spelling)
-
-
-def _fingerprint(tokens: Sequence[bytes], control: frozenset[int], encode: Callable[[str], list[int]]) -> str:
-    digest = hashlib.sha256()
-    for i, token in enumerate(tokens):
-        digest.update(len(token).to_bytes(4, "big") + token + (b"c" if i in control else b"t"))
-    for text in CORPUS:
-        digest.update(json.dumps(encode(text)).encode())
-    return digest.hexdigest()
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
