@@ -18,7 +18,7 @@ from toy_texts import Asked, TextModel, checked, expanded, random_texts, share, 
 from uld_adapters.vocabulary.bpe import Bpe
 from uld_adapters.vocabulary.bridge import Bridge
 from uld_adapters.vocabulary.control import Role
-from uld_adapters.vocabulary.gather import Gathering
+from uld_adapters.vocabulary.gathering import Gathering
 from uld_adapters.vocabulary.shares import change, excess
 from uld_adapters.vocabulary.tally import LEAST
 from uld_adapters.vocabulary.tokens import Vocabulary

@@ -16,11 +16,11 @@ from jaxtyping import Float
 
 from uld_adapters.vocabulary.control import matched
 from uld_adapters.vocabulary.cover import Covers
-from uld_adapters.vocabulary.gather import Gathering
+from uld_adapters.vocabulary.gathering import Gathering
 from uld_adapters.vocabulary.memory import Memory
 from uld_adapters.vocabulary.narrow import NarrowWeigher
 from uld_adapters.vocabulary.outcome import Event, Outcomes
-from uld_adapters.vocabulary.plan import NOTHING, Plan, Planned, closing, planned, strays
+from uld_adapters.vocabulary.plan import NOTHING, Plan, Planned, closing, make_plan, strays
 from uld_adapters.vocabulary.shares import Shares
 from uld_adapters.vocabulary.sorting import Sorter
 from uld_adapters.vocabulary.tally import LEAST, Tallies, Tally
@@ -70,7 +70,9 @@ class Bridge:
         self._kept: dict[tuple[Place, tuple[int, ...], float], _Known] = {}
         self._covers: Memory[bytes, tuple[Path, ...]] = Memory(lambda tail: tuple(beginnings(self.ends(Place(tail, b"")))))
         self._plans: Memory[Place, Memory[int, Planned]] = Memory(lambda place: Memory(partial(self._plan, place)), kept=_PLANNED)
-        self._spelled: Memory[tuple[Event, bytes, bytes], Plan] = Memory(lambda of: planned(self.outcomes, self.small, *of), kept=_SPELLED)
+        self._spelled: Memory[tuple[Event, bytes, bytes], Plan] = Memory(
+            lambda of: make_plan(self.outcomes, self.small, *of), kept=_SPELLED
+        )
         counterparts = set(self.control.values())
         self.void = np.array([i for i in sorted(small.control) if i not in counterparts], dtype=np.int64)
 

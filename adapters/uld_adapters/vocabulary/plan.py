@@ -87,7 +87,7 @@ def closing(token: int) -> Plan:
     return replace(NOTHING, blocks=[_block((), [Part(np.array([token]), YES, OWN)])])
 
 
-def planned(outcomes: Outcomes, small: Covers, event: Event, tail: bytes, data: bytes) -> Plan:
+def make_plan(outcomes: Outcomes, small: Covers, event: Event, tail: bytes, data: bytes) -> Plan:
     """The plan of the token that an event has, which is spelled with these bytes after the small model's tail."""
     size = len(tail) + len(data)
     exact, overhangs = small.paths(tail + data), small.overhangs(tail + data)

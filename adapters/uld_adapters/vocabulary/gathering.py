@@ -60,7 +60,7 @@ class Gathering:
 
     def _count(self, found: Sequence[Found], every: Float[np.ndarray, "models tokens"], heavy: Int[np.ndarray, " some"]) -> None:
         """Count blocks whose tokens have these masses, some of them heavy."""
-        count, rows, leaves = self.count, self.weigher.rows, self.tallies.leaves
+        count = self.count
         sizes, to, sign, looked = np.concatenate([each.block.told for each in found], 1)
         lengths, ends = [len(each.block.parts) for each in found], np.cumsum(sizes)
         at, one = np.repeat([(each.at, each.one) for each in found], lengths, 0).T
@@ -73,27 +73,31 @@ class Gathering:
             if each.block.crowd:
                 self.mass[:-1, MAY * count + each.at] += self.weigher.weight(each.path)[:-1]
                 self.mass[-1, MAY * count + each.at] += each.one * each.block.crowd
-            if each.block.own is not None:
-                own = (*each.path, each.block.own)
-                if own in rows:
-                    self.moved.append((int(ends[first]) - 1, each.one, int(places[first]), 3 * count))
-                    self.weigher.node(each.plan.event, own, each.plan.data, self.tallies.of(each.at))
-                else:
-                    leaves.append((largest[first], own))
-                    self.free.append((each.at, each.one * each.block.free))
+            if each.block.own is not None and not self._left(each, each.block.own, largest[first]):
+                self.moved.append((int(ends[first]) - 1, each.one, int(places[first]), 3 * count))
             for back, way in enumerate(reversed(each.block.ways), 1):
-                if each.base + way in rows:
+                if each.base + way in self.weigher.rows:
                     read.append(int(ends[last - 1]) - back)
-        heavy = np.union1d(heavy, read).astype(np.int64) if read else heavy
-        parts = np.searchsorted(ends, heavy, "right")
+        columns = np.union1d(heavy, read).astype(np.int64) if read else heavy
+        parts = np.searchsorted(ends, columns, "right")
         here = looked[parts].nonzero()[0]
         blocks = np.searchsorted(firsts, parts[here], "right") - 1
-        for column, part, number in zip(heavy[here].tolist(), parts[here].tolist(), blocks.tolist(), strict=True):
+        for column, part, number in zip(columns[here].tolist(), parts[here].tolist(), blocks.tolist(), strict=True):
             each = found[number]
             told = each.block.parts[part - firsts[number]]
             place = self._closer(each, told, int(told.ids[column - ends[part]]), every[:, column])
             self.moved.append((column, each.one, int(places[part]), place))
         self._move(every)
+
+    def _left(self, found: Found, token: int, largest: float) -> bool:
+        """Whether a candidate's own spelling stays an open leaf; else it has been read, and what follows is counted."""
+        own = (*found.path, token)
+        if own in self.weigher.rows:
+            self.weigher.node(found.plan.event, own, found.plan.data, self.tallies.of(found.at))
+            return False
+        self.tallies.leaves.append((largest, own))
+        self.free.append((found.at, found.one * found.block.free))
+        return True
 
     def _closer(self, found: Found, part: Part, token: int, chances: Float[np.ndarray, " models"]) -> int:
         """Look at a token that is heavy, and tell what it counts to."""
