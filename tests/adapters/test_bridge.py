@@ -298,6 +298,15 @@ def test_rows_are_let_go_once_they_are_read_without_waiting_for_the_garbage_coll
         gc.enable()
 
 
+def test_a_place_without_candidates_has_no_shares() -> None:
+    bridge = Bridge(toy_vocabulary(1), toy_vocabulary(2))
+    for place in (bridge.start(), walk(bridge, bridge.remote.vocabulary.encode(b"ab"))[1]):
+        rows = {path: np.full((1, bridge.rows), 1 / bridge.rows) for path in bridge.cover(place)}
+        assert bridge.nodes(place, [], rows) == set()
+        shares = bridge.read(place, [], rows)
+        assert shares.now.shape == shares.lower.shape == shares.upper.shape == (2, 0)
+
+
 @pytest.mark.parametrize(("first", "second"), [("llama3", "gpt2"), ("qwen", "smollm2"), ("mistral1", "llama3")])
 def test_candidates_gathered_at_once_have_the_shares_of_a_look_at_each(first: str, second: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bridge, rng = real_pair(first, second), np.random.default_rng(3)

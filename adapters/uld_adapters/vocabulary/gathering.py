@@ -46,7 +46,7 @@ class Gathering:
             chances.append(some * weight[:-1, None])
         if found:
             self._count(found, np.concatenate(chances, 1), np.concatenate(heavy).nonzero()[0])
-        self.tallies.mass += np.maximum(self.mass[:, :-1], 0.0).reshape(-1, 3, self.count).transpose(1, 2, 0)
+        self.tallies.mass += np.maximum(self.mass[:, :-1], 0.0).reshape(len(self.mass), 3, self.count).transpose(1, 2, 0)
         return self.tallies
 
     def _groups(self) -> dict[Path, list[tuple[int, Plan, Path, Block]]]:
