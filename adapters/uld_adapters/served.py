@@ -242,10 +242,8 @@ class ServedBackend(ABC):
         while True:
             try:
                 await self.draft(prefix, 1)
-            except RequestRejected as error:
-                lowered = self._lower_top(error)
-                if lowered is None:
-                    raise
-                cap = lowered
-            else:
                 return cap
+            except RequestRejected as error:
+                cap = self._lower_top(error)
+                if cap is None:
+                    raise
