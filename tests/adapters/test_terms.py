@@ -32,13 +32,14 @@ def test_terms_are_what_the_bridge_sums(seed: int, data: st.DataObject) -> None:
     asked.add(bridge.nodes(place, candidates, asked.rows))
     read = bridge.read(place, candidates, asked.rows)
     terms = write_terms(bridge, place, candidates, asked.rows)
-    np.testing.assert_allclose(shares(terms, asked.rows)[0], read.now[0], atol=1e-9)
+    # What is open at the candidate and at the boundary is judged apart, so that a quotient may exceed 1, which a reading does not.
+    np.testing.assert_allclose(np.minimum(shares(terms, asked.rows)[0], 1), read.now[0], atol=1e-9)
     other = Asked([second], settled)
     other.add(asked.rows)
     both = {path: np.concatenate([asked.rows[path], other.rows[path]]) for path in asked.rows}
     # Where every spelling is looked at by itself, another model put into the terms gives what the bridge reads of it.
     if all((row > 1e-3).all() for row in asked.rows.values()):
-        np.testing.assert_allclose(shares(terms, both)[1], bridge.read(place, candidates, other.rows).now[0], atol=1e-6)
+        np.testing.assert_allclose(np.minimum(shares(terms, both)[1], 1), bridge.read(place, candidates, other.rows).now[0], atol=1e-6)
 
 
 @given(seed=st.integers(0, 100_000), data=st.data())
