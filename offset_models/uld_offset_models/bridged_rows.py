@@ -34,11 +34,12 @@ class BridgedRow:
     frozen: Float[Tensor, "n candidates"] = field(default_factory=lambda: torch.empty(0, 0))
 
     def scores(self, hidden: Float[Tensor, "nodes width"], head: Float[Tensor, "rows width"]) -> Float[Tensor, "n candidates"]:
-        """Log s of the candidates, 0 where nothing is known; the tail's is what they leave."""
+        """Log s of the candidates, at most 0 as the bridge itself reads it, and 0 where nothing is known; the tail's is what they leave."""
         width = self.known.shape[1] - self.completed
         known = self.known[:, :width].to(hidden.device)
         sums = self.sums.of(hidden, head).reshape(-1, width + 1)
-        shares = torch.where(known, sums[:, :width].clamp(min=1e-300) / sums[:, width:].clamp(min=1e-300), torch.ones_like(sums[:, :width]))
+        parts = sums[:, :width].clamp(min=1e-300)
+        shares = torch.where(known, parts / torch.maximum(parts, sums[:, width:]), torch.ones_like(parts))
         found = shares.log()
         if not self.completed:
             return found

@@ -24,7 +24,7 @@ from uld_offset_models.tree import Grown, Growth, Path, takes_masks
 from uld_offset_models.tuned import Tuned
 
 MOST = 100  # candidates a position
-FORMAT = 2  # goes up when other trees or terms are made of the same texts
+FORMAT = 3  # goes up when other trees or terms are made of the same texts
 _NEVER = -1e4  # a logit that leaves no probability
 
 

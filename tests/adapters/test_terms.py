@@ -6,14 +6,21 @@ from hypothesis import strategies as st
 
 from toy_texts import Asked, TextModel, random_texts, toy_vocabulary, walk
 from uld_adapters.vocabulary.bridge import Bridge
+from uld_adapters.vocabulary.tally import LEAST, Tally
 from uld_adapters.vocabulary.terms import Terms, write_terms
 
 
-def shares(terms: Terms, rows: dict) -> np.ndarray:  # type: ignore[type-arg]
-    """S(c) of the candidates by the terms."""
-    whole = sum(term.mass(rows) for term in terms.boundary)
+def sums(terms: Terms, rows: dict) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    """The masses of the candidates, shape (models, candidates), and of the boundary by the terms."""
     zero = np.zeros(next(iter(rows.values())).shape[0])
-    return np.stack([zero if some is None else sum((term.mass(rows) for term in some), zero) / whole for some in terms.candidates], 1)
+    parts = np.stack([sum((term.mass(rows) for term in some or ()), zero) for some in terms.candidates], 1)
+    return parts, sum((term.mass(rows) for term in terms.boundary), zero)[:, None]
+
+
+def shares(terms: Terms, rows: dict) -> np.ndarray:  # type: ignore[type-arg]
+    """S(c) of the candidates by the terms; what is open at a candidate and at the boundary is judged apart, hence the maximum."""
+    parts, whole = sums(terms, rows)
+    return parts / np.maximum(parts, whole)
 
 
 @given(seed=st.integers(0, 100_000), data=st.data())
@@ -32,14 +39,18 @@ def test_terms_are_what_the_bridge_sums(seed: int, data: st.DataObject) -> None:
     asked.add(bridge.nodes(place, candidates, asked.rows))
     read = bridge.read(place, candidates, asked.rows)
     terms = write_terms(bridge, place, candidates, asked.rows)
-    # What is open at the candidate and at the boundary is judged apart, so that a quotient may exceed 1, which a reading does not.
-    np.testing.assert_allclose(np.minimum(shares(terms, asked.rows)[0], 1), read.now[0], atol=1e-9)
+    np.testing.assert_allclose(shares(terms, asked.rows)[0], read.now[0], atol=1e-9)
+    weigher, boundary = bridge.weigher(place, asked.rows, LEAST), Tally.empty(2)
+    bridge.boundary(weigher, place, boundary)
+    counted, parts, whole = bridge.one_by_one(weigher, place, candidates), *sums(terms, asked.rows)
+    np.testing.assert_allclose(parts[0] * weigher.weight(())[0], (counted.mass[0] + counted.mass[1])[:, 0], atol=1e-9)
+    np.testing.assert_allclose(whole[0] * weigher.weight(())[0], (boundary.yes + boundary.now)[:1], atol=1e-9)
     other = Asked([second], settled)
     other.add(asked.rows)
     both = {path: np.concatenate([asked.rows[path], other.rows[path]]) for path in asked.rows}
     # Where every spelling is looked at by itself, another model put into the terms gives what the bridge reads of it.
     if all((row > 1e-3).all() for row in asked.rows.values()):
-        np.testing.assert_allclose(np.minimum(shares(terms, both)[1], 1), bridge.read(place, candidates, other.rows).now[0], atol=1e-6)
+        np.testing.assert_allclose(shares(terms, both)[1], bridge.read(place, candidates, other.rows).now[0], atol=1e-6)
 
 
 @given(seed=st.integers(0, 100_000), data=st.data())

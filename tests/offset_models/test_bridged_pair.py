@@ -3,7 +3,7 @@
 import math
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from uld_adapters.vocabulary.terms import write_terms
 from uld_adapters.vocabulary.tokens import Vocabulary
 from uld_offset_models.assistant import Gate, load_base
 from uld_offset_models.bridged_pair import BridgedPair
+from uld_offset_models.bridged_rows import BridgedRow
 from uld_offset_models.bridged_target import BridgedTarget, read_row
 from uld_offset_models.encoding import Encoded
 from uld_offset_models.goal import parse_goal
@@ -230,3 +231,20 @@ def test_a_pair_that_has_not_moved_leaves_the_target(base: Path, other: Any, tai
         _, change = pair.compared(lesson(pair, rows))
         assert change.abs().max() < 1e-4
         assert pair(lesson(pair, rows)).retain.item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_share_is_at_most_one_in_training_too() -> None:
+    """What is open at a candidate and at the boundary is judged apart, so that the first may have counted more."""
+    counted = torch.tensor([[0.5, 0.2, 0.4]], dtype=torch.float64, requires_grad=True)  # two candidates, and the boundary
+
+    class Counted:
+        def of(self, hidden: Tensor, head: Tensor) -> Tensor:
+            return counted.flatten()
+
+    nothing: Any = torch.empty(0)
+    told = {"target": torch.zeros(1, 2), "known": torch.ones(1, 2, dtype=torch.bool), "completed": False}
+    row = BridgedRow(tree=nothing, nodes=nothing, sums=cast("Any", Counted()), standing=nothing, weights=nothing, **cast("Any", told))
+    found = row.scores(nothing, nothing)
+    torch.testing.assert_close(found, torch.tensor([[0.0, math.log(0.5)]], dtype=torch.float64))
+    found.sum().backward()
+    torch.testing.assert_close(counted.grad, torch.tensor([[0.0, 5.0, -2.5]], dtype=torch.float64))

@@ -25,13 +25,13 @@ class Found(NamedTuple):
 
 
 class Gathering:
-    """Counts all parts of many plans at once, and then otherwise the few tokens that are looked at."""
+    """Counts all parts of many plans at once, and then by themselves the few tokens that are looked at."""
 
     def __init__(self, weigher: Weigher, asked: Sequence[Planned]) -> None:
         self.weigher, self.asked, self.count = weigher, asked, len(asked)
         self.tallies = Tallies(np.zeros((3, self.count, weigher.models)))  # of what is looked at; after `tell` of all
-        self.mass = np.zeros((weigher.models, 3 * self.count + 1))  # yes, now and may of each, and what counts to none
-        self.moved: list[tuple[int, float, int, int]] = []  # a token's column, its uniform mass, what it counted and what it counts to
+        self.mass = np.zeros((weigher.models, 3 * self.count))  # yes, now and may of each
+        self.taken: list[tuple[int, float, int]] = []  # of tokens that are looked at the column, the uniform mass, and what it counted to
         self.free: list[tuple[int, float]] = []  # of masses of now what is certain under the uniform model
 
     def tell(self) -> Tallies:
@@ -46,7 +46,7 @@ class Gathering:
             chances.append(some * weight[:-1, None])
         if found:
             self._count(found, np.concatenate(chances, 1), np.concatenate(heavy).nonzero()[0])
-        self.tallies.mass += np.maximum(self.mass[:, :-1], 0.0).reshape(len(self.mass), 3, self.count).transpose(1, 2, 0)
+        self.tallies.mass += np.maximum(self.mass, 0.0).reshape(len(self.mass), 3, self.count).transpose(1, 2, 0)
         return self.tallies
 
     def _groups(self) -> dict[Path, list[tuple[int, Plan, Path, Block]]]:
@@ -74,7 +74,7 @@ class Gathering:
                 self.mass[:-1, MAY * count + each.at] += self.weigher.weight(each.path)[:-1]
                 self.mass[-1, MAY * count + each.at] += each.one * each.block.crowd
             if each.block.own is not None and not self._left(each, each.block.own, largest[first]):
-                self.moved.append((int(ends[first]) - 1, each.one, int(places[first]), 3 * count))
+                self.taken.append((int(ends[first]) - 1, each.one, int(places[first])))
             for back, way in enumerate(reversed(each.block.ways), 1):
                 if each.base + way in self.weigher.rows:
                     read.append(int(ends[last - 1]) - back)
@@ -85,9 +85,9 @@ class Gathering:
         for column, part, number in zip(columns[here].tolist(), parts[here].tolist(), blocks.tolist(), strict=True):
             each = found[number]
             told = each.block.parts[part - firsts[number]]
-            place = self._closer(each, told, int(told.ids[column - ends[part]]), every[:, column])
-            self.moved.append((column, each.one, int(places[part]), place))
-        self._move(every)
+            self._closer(each, told, int(told.ids[column - ends[part]]), np.append(every[:, column], each.one))
+            self.taken.append((column, each.one, int(places[part])))
+        self._take(every)
 
     def _left(self, found: Found, token: int, largest: float) -> bool:
         """Whether a candidate's own spelling stays an open leaf; else it has been read, and what follows is counted."""
@@ -99,30 +99,21 @@ class Gathering:
         self.free.append((found.at, found.one * found.block.free))
         return True
 
-    def _closer(self, found: Found, part: Part, token: int, chances: Float[np.ndarray, " models"]) -> int:
-        """Look at a token that is heavy, and tell what it counts to."""
-        at, plan, base, block, path, one = found
-        weigher, beyond, nothing = self.weigher, (*path, token), 3 * self.count
+    def _closer(self, found: Found, part: Part, token: int, weight: Float[np.ndarray, " models"]) -> None:
+        """Count a token that is heavy."""
+        at, plan, base, block, path, _ = found
+        weigher, tally = self.weigher, self.tallies.of(at)
         if part.skip == ASTRAY:
             for overhang in plan.astray[*block.path, token]:
-                plan.beyond(weigher, base, overhang, self.tallies.of(at))
-            return nothing
-        now, certain, hit = weigher.outcomes.after(plan.event, plan.data, part.skip)[token]
-        if certain:
-            return YES * self.count + at if now else nothing
-        if beyond in weigher.rows:
-            weigher.node(plan.event, beyond, plan.data + weigher.small.tokens[token][part.skip :], self.tallies.of(at))
-            return nothing
-        self.tallies.leaves.append((max(chances.tolist()), beyond))
-        if now:
-            self.free.append((at, one * (1 - hit)))
-        return (NOW if now else MAY) * self.count + at
+                plan.beyond(weigher, base, overhang, tally)
+        else:
+            weigher.leaf(plan.event, (*path, token), plan.data + weigher.small.tokens[token][part.skip :], weight, tally)
 
-    def _move(self, every: Float[np.ndarray, "models tokens"]) -> None:
-        """Count otherwise what was looked at."""
-        if self.moved:
-            columns, ones, before, after = map(list, zip(*self.moved, strict=True))
-            self._add([*after, *before], np.concatenate([every[:, columns], -every[:, columns]], 1), [*ones, *(-one for one in ones)])
+    def _take(self, every: Float[np.ndarray, "models tokens"]) -> None:
+        """Leave out what has been counted by itself, and count for certain what is under the uniform model."""
+        if self.taken:
+            columns, ones, places = map(list, zip(*self.taken, strict=True))
+            self._add(places, -every[:, columns], [-one for one in ones])
         if self.free:
             at, certain = zip(*self.free, strict=True)
             free = np.bincount(at, certain, self.count)

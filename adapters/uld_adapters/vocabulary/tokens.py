@@ -197,7 +197,7 @@ class Vocabulary:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """SHA-256 over id -> bytes, control ids and the segmentation of a fixed corpus."""
+    """SHA-256 over id -> bytes, control ids, the segmentation of a fixed corpus, and whether letters are changed."""
     return Vocabulary.from_hf(tokenizer).fingerprint
 
 
