@@ -78,14 +78,14 @@ class Gathering:
             for back, way in enumerate(reversed(each.block.ways), 1):
                 if each.base + way in self.weigher.rows:
                     read.append(int(ends[last - 1]) - back)
-        columns = np.union1d(heavy, read).astype(np.int64) if read else heavy
+        columns = np.array(sorted({*heavy.tolist(), *read}), dtype=np.int64) if read else heavy
         parts = np.searchsorted(ends, columns, "right")
         here = looked[parts].nonzero()[0]
         blocks = np.searchsorted(firsts, parts[here], "right") - 1
         for column, part, number in zip(columns[here].tolist(), parts[here].tolist(), blocks.tolist(), strict=True):
             each = found[number]
             told = each.block.parts[part - firsts[number]]
-            self._closer(each, told, int(told.ids[column - ends[part]]), np.append(every[:, column], each.one))
+            self._closer(each, told, int(told.ids[column - ends[part]]))
             self.taken.append((column, each.one, int(places[part])))
         self._take(every)
 
@@ -99,7 +99,7 @@ class Gathering:
         self.free.append((found.at, found.one * found.block.free))
         return True
 
-    def _closer(self, found: Found, part: Part, token: int, weight: Float[np.ndarray, " models"]) -> None:
+    def _closer(self, found: Found, part: Part, token: int) -> None:
         """Count a token that is heavy."""
         at, plan, base, block, path, _ = found
         weigher, tally = self.weigher, self.tallies.of(at)
@@ -107,7 +107,8 @@ class Gathering:
             for overhang in plan.astray[*block.path, token]:
                 plan.beyond(weigher, base, overhang, tally)
         else:
-            weigher.leaf(plan.event, (*path, token), plan.data + weigher.small.tokens[token][part.skip :], weight, tally)
+            below = (*path, token)
+            weigher.leaf(plan.event, below, plan.data + weigher.small.tokens[token][part.skip :], weigher.weight(below), tally)
 
     def _take(self, every: Float[np.ndarray, "models tokens"]) -> None:
         """Leave out what has been counted by itself, and count for certain what is under the uniform model."""

@@ -105,9 +105,10 @@ class Weigher:
     def _looked(self, path: Path, group: Group) -> Looked:
         """The mass of tokens after a path, and which of them have the mass `least`."""
         row, least = self.rows[path], self.least_after(path)
-        if group.here is not None and group.others is not None:
+        if group.chosen is not None:
+            mass = self._masses(row @ group.chosen, group.ids.size)
             heavy = any_of(row >= least).nonzero()[0]
-            return Looked(group.ids, 1 - self._sum(row.take(group.others, 1)), heavy[group.here[heavy]].tolist())
+            return Looked(group.ids, mass, heavy[group.chosen[heavy] > 0].tolist())
         chances = row.take(group.ids, 1)
         mass = self._sum(chances)
         if most(mass) < least:
@@ -125,9 +126,13 @@ class Weigher:
 
     def _sum(self, chances: Float[np.ndarray, "rows n"]) -> Float[np.ndarray, " models"]:
         """The mass of tokens by model."""
+        # Pairwise: as exact as the rows are, and of singles twice as fast as in doubles.
+        return self._masses(np.add.reduce(chances, axis=1), chances.shape[1])
+
+    def _masses(self, sums: Float[np.ndarray, " rows"], count: int) -> Float[np.ndarray, " models"]:
+        """The mass of so many tokens under the models that have rows, and under the uniform one."""
         found = np.empty(self.models)
-        found[:-1] = np.add.reduce(chances, axis=1)  # pairwise: as exact as the rows are, and of singles twice as fast as in doubles
-        found[-1] = chances.shape[1] / self.size
+        found[:-1], found[-1] = sums, count / self.size
         return found
 
     def tokens(self, event: Event, path: Path, ids: Int[np.ndarray, " n"], skip: int, more: bytes, tally: Tally) -> None:
