@@ -71,9 +71,9 @@ def pair(first: str, second: str, kind: str) -> dict[str, Any] | None:
     text, warm = corpus(kind)
     model, large = Counted(small, text + warm), Counted(remote, text + warm)
     figures: dict[str, Any] = {}
-    for name, ahead, repeats in (("", 0, RUNS), ("ahead_", AHEAD, 1)):
+    for name, ahead in (("", 0), ("ahead_", AHEAD)):
         runs = []
-        for _ in range(repeats):
+        for _ in range(RUNS):
             start = time.process_time()
             bridge = Bridge(remote, small)
             made = min(made, time.process_time() - start)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from toy_texts import Asked, TextModel, share, toy_vocabulary, walk
-from uld_adapters.vocabulary.bridge import Bridge
+from uld_adapters.vocabulary.bridge import Bridge, Path, Place, beginnings
 from uld_adapters.vocabulary.control import Role
 from uld_adapters.vocabulary.shares import change
 from uld_adapters.vocabulary.single_path import SinglePath
@@ -88,22 +88,29 @@ def put_together(seed: int, _rng: np.random.Generator, alphabet: bytes) -> tuple
 KINDS = {"trained": Kind(300, b"abcd", 5, 1.1, trained), "random": Kind(120, b"abc", 7, 0.7, put_together)}
 
 
-def schemes(remote: Vocabulary, small: Vocabulary, models: list[Texts], prefix: list[int], base: np.ndarray) -> dict[str, np.ndarray]:
-    """Log of s'(c)/s(c) for every token of the remote by each scheme, the exact one by sums over all texts; `base` is p_M."""
+def schemes(
+    remote: Vocabulary, small: Vocabulary, models: list[Texts], prefix: list[int], base: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Log of s'(c)/s(c) for every token of the remote by each scheme, the exact one by sums over all texts; `base` is p_M.
+
+    Also how many rows of the small model each bridge reads, and how many the plan's tree has.
+    """
     text, tokens = remote.decode(prefix), list(range(remote.rows))
     told = [TextModel(small, texts) for texts in models]
     found: dict[str, np.ndarray] = {}
+    rows: dict[str, int] = {}
     for name, weighing in (("bridge", Bridge(remote, small)), ("single path", SinglePath(remote, small))):
         settled, place = walk(weighing, prefix)
         asked = Asked(told, settled)
         asked.add(weighing.cover(place))
         asked.add(weighing.nodes(place, tokens, asked.rows))
         found[name] = change(weighing.read(place, tokens, asked.rows), None)[0]
-        if name == "bridge":
-            asked.add(weighing.nodes(place, tokens, asked.rows, ahead=likely(base)))
-            found["bridge, as the client looks ahead"] = change(weighing.read(place, tokens, asked.rows), None)[0]
-            asked.add(weighing.nodes(place, tokens, asked.rows, ahead=tokens))
-            found["bridge, one look-ahead"] = change(weighing.read(place, tokens, asked.rows), None)[0]
+        if isinstance(weighing, Bridge):
+            rows |= {"the plan's tree": len(asked.rows.keys() | planned(weighing, place)), name: len(asked.rows)}
+            for name_, ahead in (("bridge, as the client reads", likely(base)), ("bridge, one look-ahead", tokens)):
+                asked.add(weighing.nodes(place, tokens, asked.rows, ahead=ahead))
+                found[name_] = change(weighing.read(place, tokens, asked.rows), None)[0]
+                rows[name_] = len(asked.rows)
     exact = [share(remote, texts, text) for texts in models]
     mass = [_mass(remote, texts, text) for texts in models]
     first = [model.row(tuple(small.encode(text))) for model in told]
@@ -116,7 +123,14 @@ def schemes(remote: Vocabulary, small: Vocabulary, models: list[Texts], prefix: 
         found["byte-prefix mass"] = np.log(mass[0]) - np.log(mass[1])
         found["first piece"] = np.log(first[0][pieces]) - np.log(first[1][pieces])
     found["no shift"] = np.zeros(len(tokens))
-    return {name: np.nan_to_num(values, nan=0.0, posinf=30.0, neginf=-30.0) for name, values in found.items()}
+    return {name: np.nan_to_num(values, nan=0.0, posinf=30.0, neginf=-30.0) for name, values in found.items()}, rows
+
+
+def planned(bridge: Bridge, place: Place) -> set[Path]:
+    """The paths that the plan asks about beside the cover: all spellings of the proper beginnings of the remote's tokens."""
+    tokens = (data for token, data in enumerate(bridge.remote.tokens) if token not in bridge.remote.vocabulary.control)
+    begun = {data[:size] for data in tokens for size in range(1, len(data))}
+    return set(beginnings(path for data in begun for path in bridge.small.paths(place.tail + data)))
 
 
 def likely(chances: np.ndarray) -> list[int]:
@@ -134,8 +148,8 @@ def _mass(remote: Vocabulary, texts: Texts, prefix: bytes) -> np.ndarray:
     return np.array(found) / whole
 
 
-def prefixes(kind: Kind, seed: int) -> Iterator[tuple[bool, dict[str, float]]]:
-    """Along a text of one toy: whether both sides have a token's end at a prefix, and how far q = p_M s'/s is from the exact one."""
+def prefixes(kind: Kind, seed: int) -> Iterator[tuple[bool, dict[str, float], dict[str, int]]]:
+    """Along a text of one toy: whether both sides have a token's end at a prefix, how far q = p_M s'/s is from the exact one, and rows."""
     rng = np.random.default_rng(seed)
     remote, small = kind.vocabularies(seed, rng, kind.alphabet)
     frozen = kind.model(rng)
@@ -149,9 +163,10 @@ def prefixes(kind: Kind, seed: int) -> Iterator[tuple[bool, dict[str, float]]]:
         begun = remote.decode(prefix)
         p = share(remote, large, begun)
         base = np.array([p.get(None if t in remote.control else t, 0.0) for t in range(remote.rows)])
-        shifts = schemes(remote, small, [tuned, frozen], prefix, base)
+        shifts, rows = schemes(remote, small, [tuned, frozen], prefix, base)
         exact = _weighted(base, shifts.pop("exact"))
-        yield len(begun) in ends, {name: float(np.abs(_weighted(base, shift) - exact).sum()) / 2 for name, shift in shifts.items()}
+        apart = {name: float(np.abs(_weighted(base, shift) - exact).sum()) / 2 for name, shift in shifts.items()}
+        yield len(begun) in ends, apart, rows
 
 
 def _weighted(base: np.ndarray, shift: np.ndarray) -> np.ndarray:
@@ -161,15 +176,19 @@ def _weighted(base: np.ndarray, shift: np.ndarray) -> np.ndarray:
 
 def measure() -> dict[str, dict[str, Any]]:
     """Of each kind of toys and each scheme: the mean total variation and its standard error, at prefixes where both sides have a token's
-    end (aligned) and elsewhere (mid-token).
+    end (aligned) and elsewhere (mid-token), and the mean number of rows.
     """
     found: dict[str, dict[str, Any]] = {}
     for name, kind in KINDS.items():
         distances: dict[str, dict[str, list[float]]] = {"aligned": defaultdict(list), "mid-token": defaultdict(list)}
+        read: dict[str, dict[str, list[int]]] = {"aligned": defaultdict(list), "mid-token": defaultdict(list)}
         for seed in range(kind.count):
-            for aligned, apart in prefixes(kind, seed):
+            for aligned, apart, rows in prefixes(kind, seed):
+                where = "aligned" if aligned else "mid-token"
                 for scheme, value in apart.items():
-                    distances["aligned" if aligned else "mid-token"][scheme].append(value)
+                    distances[where][scheme].append(value)
+                for scheme, count in rows.items():
+                    read[where][scheme].append(count)
         counts = {where: len(values["bridge"]) for where, values in distances.items()}
         schemes_ = {
             scheme: {
@@ -178,6 +197,7 @@ def measure() -> dict[str, dict[str, Any]]:
             }
             for scheme in distances["aligned"]
         }
-        found[name] = {"prefixes": counts, "schemes": schemes_}
+        rows_ = {scheme: {where: round(float(np.mean(of[scheme])), 2) for where, of in read.items()} for scheme in read["aligned"]}
+        found[name] = {"prefixes": counts, "schemes": schemes_, "rows": rows_}
         print(f"{name} toys: {found[name]}", flush=True)
     return found
