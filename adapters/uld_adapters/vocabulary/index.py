@@ -11,7 +11,7 @@ from uld_adapters.vocabulary.memory import Memory
 
 _MANY = 64  # one id in so many
 _LARGE = 6  # one id in so many: from there on a row is summed faster as a whole, times 0 or 1
-_GROUPS = 2000  # of a large vocabulary, up to a megabyte and a half each, a tenth of that on average
+_GROUPS = 2000  # of a large vocabulary, up to two megabytes each, a tenth of that on average
 ANY = -1  # all bytes
 
 
