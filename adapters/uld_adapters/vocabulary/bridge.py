@@ -169,15 +169,15 @@ class Bridge:
         """S(c) of the candidates from the rows of `cover` and `nodes`; rows of further paths make the bounds narrower."""
         known = self._known(place, candidates, rows, least)
         self._kept.pop((place, tuple(candidates), least))  # rows may be large, and are seldom asked about again
-        weigher, place_tally = known.weigher, Tally.empty(known.weigher.models)
-        standing = self.boundary(weigher, place, place_tally)
+        weigher, whole = known.weigher, Tallies(np.zeros((3, 1, known.weigher.models)))
+        standing = self.boundary(weigher, place, whole.of(0))
         narrow = place.pending or least < LEAST
         tallies = self.one_by_one(weigher, place, candidates) if narrow else Gathering(weigher, known.planned).tell()
-        parts = np.cumsum(tallies.mass, 0).transpose(0, 2, 1)
-        wholes = np.maximum(parts, np.cumsum([place_tally.yes, place_tally.now, place_tally.may], 0)[::-1, :, None])
+        parts, wholes = (np.add.accumulate(each.mass, 0).transpose(0, 2, 1) for each in (tallies, whole))
+        wholes = np.maximum(parts, wholes[::-1])
         lower, now, upper = np.divide(parts, wholes, out=np.zeros(parts.shape), where=wholes > 0)
         neutral = self._neutral[list(candidates)]
-        leaves = sorted(place_tally.leaves + tallies.leaves, reverse=True)
+        leaves = sorted(whole.leaves + tallies.leaves, reverse=True)
         return Shares(now, lower, upper, neutral, tuple(leaves), tuple(standing))
 
     def neutral(self, token: int) -> bool:

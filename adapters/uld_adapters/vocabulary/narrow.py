@@ -62,7 +62,7 @@ class NarrowWeigher(Weigher):
                 tally.yes[-1] += weight[-1] * (hit.size - hit.sum()) / self.size
             largest = chances.max(0)
             tally.leaves += [(float(largest[at]), (*path, int(open_[at]))) for at in np.flatnonzero(largest >= self.least).tolist()]
-        super()._singly(event, path, self._looked(path, Group(found.rest)), more, skip, tally, rest=tally.may)
+        super()._singly(event, path, self.looked(path, Group(found.rest), self.least_after(path)), more, skip, tally, rest=tally.may)
 
     def _free(self, mass: Float[np.ndarray, "3"], tally: Tally) -> None:
         """Count mass of yes, now and may under the uniform model, of which no rows need be known."""

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -15,39 +15,48 @@ from uld_adapters.vocabulary.weigher import Weigher
 
 Path = tuple[int, ...]
 YES, NOW, MAY = range(3)
-OWN, ASTRAY, CROWDED = -1, -2, -3  # instead of a number of bytes
+OWN, ASTRAY = -1, -2  # instead of a number of bytes
 _NONE = np.array([], dtype=np.int64)
 
 
 class Part(NamedTuple):
-    """Tokens after a path, whose mass counts `to` yes, now or may, or is taken from it (`sign`).
+    """Tokens after a path, whose mass counts `to` yes, now or may.
 
     Each begins with `skip` bytes that are in the text already; or it is the last one of the candidate's own spelling, or they begin
-    spellings astray, or are part of a crowd.
+    spellings astray.
     """
 
     ids: Int[np.ndarray, " n"]
     to: int
     skip: int
-    sign: int = 1
+
+
+class Own(NamedTuple):
+    """The token that ends a candidate's own spelling, and the first bytes of tokens after which the outcome may be otherwise.
+
+    As long as nobody reads on, all of its mass stays open, and under the uniform model the share `open`.
+    """
+
+    token: int
+    hits: int
+    open: float
 
 
 class Block(NamedTuple):
-    """The parts after a path, side by side: their tokens, and of each how many, `to`, `sign`, and whether heavy ones are looked at.
+    """The parts after a path, side by side: their tokens, and of each how many, `to`, and whether heavy ones are looked at.
 
-    `crowd` is how many tokens only may count at which nobody looks. The first part is the token `own` that ends the candidate's own
-    spelling, unless nothing can change the outcome then; it stays as it is with the share `free` of what may follow. The tokens of the
-    last part lead the `ways` astray.
+    Of a `crowd` of so many tokens only may count, but for those that are `ending` now, and nobody looks at any of them. The first part
+    is the token `own`, unless nothing can change the outcome then. The tokens of the last part lead the `ways` astray.
     """
 
     path: Path
     parts: Sequence[Part]
     ids: Int[np.ndarray, " tokens"]
-    told: Int[np.ndarray, "4 parts"]
-    crowd: int
-    own: int | None
-    free: float
-    ways: Sequence[Path]
+    told: Int[np.ndarray, "parts 3"]
+    own: Own | None = None
+    ways: Sequence[Path] = ()
+    crowd: int = 0
+    ending: Int[np.ndarray, " n"] = _NONE
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +93,7 @@ NOTHING = Plan(Event(b"", b"", None), b"", 0)
 
 def closing(token: int) -> Plan:
     """The plan of a control token whose counterpart is this one."""
-    return replace(NOTHING, blocks=[_block((), [Part(np.array([token]), YES, OWN)])])
+    return replace(NOTHING, blocks=[_block((), [Part(np.array([token]), YES, OWN)], None)])
 
 
 def make_plan(outcomes: Outcomes, small: Covers, event: Event, tail: bytes, data: bytes) -> Plan:
@@ -99,7 +108,7 @@ def make_plan(outcomes: Outcomes, small: Covers, event: Event, tail: bytes, data
     if now or not certain:
         for path in filter(None, exact):
             parts[path[:-1]].append(Part(np.array(path[-1:]), YES if certain else NOW if now else MAY, OWN))
-    crowds: dict[Path, int] = defaultdict(int)
+    crowds: dict[Path, tuple[int, Int[np.ndarray, " n"]]] = {}
     astray: dict[Path, list[Overhang]] = defaultdict(list)
     for overhang in overhangs:
         path, at, ids = overhang
@@ -108,8 +117,7 @@ def make_plan(outcomes: Outcomes, small: Covers, event: Event, tail: bytes, data
             continue
         ending, others = outcomes.ending(event, data, size - at, ids)
         if ids.size > CROWD:
-            crowds[path] = ids.size
-            parts[path] += [Part(ending, NOW, CROWDED), Part(ending, MAY, CROWDED, sign=-1)] if ending.size else []
+            crowds[path] = ids.size, ending
         else:
             parts[path] += [Part(some, to, size - at) for some, to in ((ending, NOW), (others, MAY)) if some.size]
     ways: dict[Path, list[Path]] = defaultdict(list)
@@ -117,30 +125,31 @@ def make_plan(outcomes: Outcomes, small: Covers, event: Event, tail: bytes, data
         ways[way[:-1]].append(way)
     for path, some in ways.items():
         parts[path].append(Part(np.array([way[-1] for way in some]), MAY, ASTRAY))
-    free = 1 - outcomes.hit(event, data) if now and not certain else 0.0
-    blocks = [_block(path, each, crowds[path], free, ways[path]) for path, each in parts.items()]
+    hits = outcomes.hitters(event, data)
+    own = {path[:-1]: Own(path[-1], hits.firsts, outcomes.hit(event, data) if now else 1.0) for path in exact if path and not certain}
+    blocks = [_block(path, parts[path], own.get(path), ways[path], *crowds.get(path, (0, _NONE))) for path in {**parts, **crowds}]
     return Plan(event, data, size, exact, overhangs, [path for path in below if path], dict(astray), blocks)
 
 
-def _block(path: Path, parts: Sequence[Part], crowd: int = 0, free: float = 0.0, ways: Sequence[Path] = ()) -> Block:
-    told = [(part.ids.size, part.to, part.sign, part.skip not in (OWN, CROWDED)) for part in parts]
-    own = next((int(part.ids[0]) for part in parts[:1] if part.skip == OWN and part.to != YES), None)
-    ids = np.concatenate([_NONE, *(part.ids for part in parts)])
-    return Block(path, parts, ids, np.array(told, dtype=np.int64).reshape(-1, 4).T, crowd, own, free, ways)
+def _block(path: Path, parts: Sequence[Part], *others: Any) -> Block:
+    told = np.array([(part.ids.size, part.to, part.skip != OWN) for part in parts], dtype=np.int64).reshape(-1, 3)
+    return Block(path, parts, np.concatenate([_NONE, *(part.ids for part in parts)]), told, *others)
 
 
 def strays(weigher: Weigher, asked: Sequence[Planned]) -> Iterator[Path]:
     """Paths astray that may be heavy and have no row."""
-    ways: dict[Path, list[tuple[Path, Path, Plan]]] = defaultdict(list)
+    ways: dict[Path, list[tuple[Path, Plan, Block]]] = defaultdict(list)
     for plan, bases in asked:
-        for way in plan.astray:
-            for base in bases:
-                ways[base + way[:-1]].append((base, way, plan))
+        for block in plan.blocks:
+            if block.ways:
+                for base in bases:
+                    ways[base + block.path].append((base, plan, block))
     for path, group in ways.items():
+        led = [(base, way, plan) for base, plan, block in group for way in block.ways]
         if path in weigher.rows:
-            chances = weigher.rows[path].take([way[-1] for _, way, _ in group], 1)
-            group = [group[at] for at in np.flatnonzero(any_of(chances >= weigher.least_after(path))).tolist()]
-        for base, way, plan in group:
+            chances = weigher.rows[path].take(np.concatenate([block.parts[-1].ids for *_, block in group]), 1)
+            led = [led[at] for at in any_of(chances >= weigher.least_after(path)).nonzero()[0].tolist()]
+        for base, way, plan in led:
             for overhang in plan.astray[way]:
                 astray = base + overhang.path
                 if astray not in weigher.rows and weigher.heavy(astray):

@@ -10,7 +10,7 @@ from uld_adapters.vocabulary.cover import Covers, Overhang
 from uld_adapters.vocabulary.index import Group
 from uld_adapters.vocabulary.memory import Memory
 from uld_adapters.vocabulary.outcome import CROWD, Event, Outcomes
-from uld_adapters.vocabulary.tally import Path, Tally, any_of, most
+from uld_adapters.vocabulary.tally import Path, Tally, any_of, most, places
 
 
 class Looked(NamedTuple):
@@ -31,9 +31,9 @@ class _Weights(dict[Path, Float[np.ndarray, " models"]]):
         self._models, self._size = models, size
 
     def __missing__(self, path: Path) -> Float[np.ndarray, " models"]:
-        found = np.empty(self._models)
-        found[:-1], found[-1] = self.rows[path[:-1]][:, path[-1]], 1 / self._size
-        found *= self[path[:-1]]
+        before, found = path[:-1], np.empty(self._models)
+        found[:-1], found[-1] = self.rows[before][:, path[-1]], 1 / self._size
+        found *= self[before]
         self[path] = found
         return found
 
@@ -73,9 +73,10 @@ class Weigher:
             mass += self.weight(path)
         for overhang in overhangs:
             if overhang.path in self.rows:
-                mass += self.weight(overhang.path) * self._sum(self.rows[overhang.path].take(overhang.ids, 1))
+                mass += self.mass(overhang.path, overhang.ids)
         self._weights.clear()
-        self._weights[()] = 1 / np.where(mass > 0, mass, 1.0)
+        mass[mass <= 0] = 1.0
+        self._weights[()] = 1 / mass
 
     def heavy(self, path: Path) -> bool:
         """Whether a path may have the mass `least`, as far as the rows tell."""
@@ -90,7 +91,7 @@ class Weigher:
 
     def node(self, event: Event, path: Path, more: bytes, tally: Tally, *, without: Int[np.ndarray, " n"] | None = None) -> None:
         """All texts after a path whose row is known."""
-        looked = self._looked(path, self.outcomes.hitters(event, more))
+        looked = self.looked(path, self.outcomes.hitters(event, more), self.least_after(path))
         now = self.outcomes.judge(event, more)[0]
         if now:
             mass = looked.mass if without is None else looked.mass + self._sum(self.rows[path].take(without, 1))
@@ -99,21 +100,23 @@ class Weigher:
 
     def least_after(self, path: Path) -> float:
         """The least probability after a path with which a token may have the mass `least`."""
-        largest = self._most(path)
-        return self.least / largest if largest > self.least else 1.0
+        return self.least_of(self._most(path))
 
-    def _looked(self, path: Path, group: Group) -> Looked:
-        """The mass of tokens after a path, and which of them have the mass `least`."""
-        row, least = self.rows[path], self.least_after(path)
-        if group.chosen is not None:
+    def least_of(self, weight: float) -> float:
+        """The same after a path of this weight."""
+        return self.least / weight if 0 < weight >= self.least else np.inf
+
+    def looked(self, path: Path, group: Group, least: float) -> Looked:
+        """The mass of tokens after a path, and which of them have at least this probability."""
+        row = self.rows[path]
+        if group.chosen is None:
+            chances = row.take(group.ids, 1)
+            mass = self._sum(chances)
+            heavy = group.ids[any_of(chances >= least).nonzero()[0]].tolist() if most(mass) >= least else []
+        else:
             mass = self._masses(row @ group.chosen, group.ids.size)
-            heavy = any_of(row >= least).nonzero()[0]
-            return Looked(group.ids, mass, heavy[group.chosen[heavy] > 0].tolist())
-        chances = row.take(group.ids, 1)
-        mass = self._sum(chances)
-        if most(mass) < least:
-            return Looked(group.ids, mass, ())
-        return Looked(group.ids, mass, group.ids[any_of(chances >= least).nonzero()[0]].tolist())
+            heavy = [token for token in places(any_of(row >= least)) if group.chosen[token]] if most(mass) >= least else []
+        return Looked(group.ids, mass, heavy)
 
     def others(
         self, path: Path, heavy: Sequence[int], without: Int[np.ndarray, " n"] | None, mass: Float[np.ndarray, " models"], tally: Tally
@@ -123,6 +126,10 @@ class Weigher:
 
     def light(self, path: Path, ids: Int[np.ndarray, " n"], heavy: Sequence[int], tally: Tally) -> None:
         """Told of tokens after a path of which all but the heavy ones were counted to `now`."""
+
+    def mass(self, path: Path, ids: Int[np.ndarray, " n"]) -> Float[np.ndarray, " models"]:
+        """That of these tokens after a path."""
+        return self.weight(path) * self._sum(self.rows[path].take(ids, 1))
 
     def _sum(self, chances: Float[np.ndarray, "rows n"]) -> Float[np.ndarray, " models"]:
         """The mass of tokens by model."""
@@ -142,20 +149,20 @@ class Weigher:
             tally.may += weight
             tally.leaves.append((most(weight), path))
             return
-        weight = self.weight(path)
         ending, others = self.outcomes.ending(event, more, skip, ids)
-        if len(ids) > CROWD or self._most(path) < self.least:
+        if ids.size > CROWD or self._most(path) < self.least:
+            weight = self.weight(path)
             tally.may[:-1] += weight[:-1]
-            tally.may[-1] += weight[-1] * len(ids) / self.size
+            tally.may[-1] += weight[-1] * ids.size / self.size
             if ending.size:
-                now = weight * self._sum(self.rows[path].take(ending, 1))
+                now = self.mass(path, ending)
                 tally.now += now
                 tally.may -= now
                 self.light(path, ending, (), tally)
             return
         for some, rest in ((ending, tally.now), (others, tally.may)):
             if some.size:
-                looked = self._looked(path, Group(some))
+                looked = self.looked(path, Group(some), self.least_after(path))
                 self._singly(event, path, looked, more, skip, tally, rest=rest)
                 if some is ending:
                     self.light(path, some, looked.heavy, tally)
@@ -164,13 +171,16 @@ class Weigher:
         self, event: Event, path: Path, looked: Looked, more: bytes, skip: int, tally: Tally, *, rest: Float[np.ndarray, " models"]
     ) -> None:
         """Count tokens after a path to `rest`, but look at the heavy ones of them."""
-        rest += self.weight(path) * looked.mass
-        if not looked.heavy:
-            return
-        each = self._weights.below(path, looked.heavy)
-        rest -= np.add.reduce(each, 0)
-        self.leaves(event, path, looked.heavy, each, more, skip, tally)
-        np.maximum(rest, 0.0, out=rest)
+        mass = self.weight(path) * looked.mass
+        if looked.heavy:
+            mass = np.maximum(mass - self.apart(event, path, looked.heavy, more, skip, tally), 0.0)
+        rest += mass
+
+    def apart(self, event: Event, path: Path, heavy: Sequence[int], more: bytes, skip: int, tally: Tally) -> Float[np.ndarray, " models"]:
+        """Look at each of the heavy tokens after a path; the mass of them all."""
+        each = self._weights.below(path, heavy)
+        self.leaves(event, path, heavy, each, more, skip, tally)
+        return np.add.reduce(each, 0)
 
     def leaves(
         self, event: Event, path: Path, tokens: Sequence[int], weights: Float[np.ndarray, "n models"], more: bytes, skip: int, tally: Tally
