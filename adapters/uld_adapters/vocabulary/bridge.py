@@ -115,8 +115,9 @@ class Bridge:
     def nodes(self, place: Place, candidates: Sequence[int], rows: Rows, *, ahead: Iterable[int] = (), least: float = LEAST) -> set[Path]:
         """The paths below those of `cover` whose rows `read` needs; with `ahead` also those after these candidates.
 
-        `rows` must have the row of every beginning of a path that they have.
-        Spellings that go another way than the candidate's own are left out where the rows say that they weigh less than `least`.
+        `rows` must have the row of every beginning of a path that they have. Spellings that go another way than the candidate's own are
+        left out where the rows say that they weigh less than `least`, and nobody reads on after own ones that are lighter than another by
+        this factor.
         """
         found: set[Path] = set()
         known = self._known(place, candidates, rows, least)
@@ -126,7 +127,7 @@ class Bridge:
         for astray in strays(known.weigher, known.planned):
             found.update(astray[:size] for size in range(len(astray) + 1))
         for plan, bases in map(self._plans[place].__getitem__, ahead):
-            found.update(base + path for base in bases for path in plan.exact)
+            found.update(known.weigher.heaviest([base + path for base in bases for path in plan.open]))
         return {path for path in found if path not in rows}
 
     def weigher(self, place: Place, rows: Rows, least: float, *, kind: type[Weigher] = Weigher) -> Weigher:

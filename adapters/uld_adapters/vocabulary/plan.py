@@ -75,6 +75,11 @@ class Plan:
     astray: Mapping[Path, Sequence[Overhang]] = field(default_factory=dict)
     blocks: Sequence[Block] = ()
 
+    @property
+    def open(self) -> Iterator[Path]:
+        """Its own spellings of which it depends on what follows whether they count."""
+        return ((*block.path, block.own.token) for block in self.blocks if block.own)
+
     def each(self, weigher: Weigher, base: Path, tally: Tally) -> None:
         """Count its mass with a look at each spelling, below a path that spells what is before it."""
         for path in self.exact:

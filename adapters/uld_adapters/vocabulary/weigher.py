@@ -82,6 +82,13 @@ class Weigher:
         """Whether a path may have the mass `least`, as far as the rows tell."""
         return self._most(self._told(path)) >= self.least
 
+    def heaviest(self, paths: Sequence[Path]) -> Sequence[Path]:
+        """Those of some paths that may have the share `least` of the heaviest of them, as far as the rows tell."""
+        if len(paths) < 2:
+            return paths
+        floor = self.least * max((self._most(path) for path in paths if path[:-1] in self.rows), default=0.0)
+        return [path for path in paths if self._most(self._told(path)) >= floor]
+
     def _told(self, path: Path) -> Path:
         """As much of a path as its rows tell the weight of."""
         for size in range(len(path)):
