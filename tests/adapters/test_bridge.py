@@ -4,6 +4,7 @@ import gc
 import random
 import unicodedata
 import weakref
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +17,10 @@ import tiny
 from real_tokenizers import installed
 from toy_texts import Asked, TextModel, checked, expanded, random_texts, share, toy_vocabulary, walk
 from uld_adapters.vocabulary.bpe import Bpe
-from uld_adapters.vocabulary.bridge import Bridge
+from uld_adapters.vocabulary.bridge import Bridge, Place, Rows
 from uld_adapters.vocabulary.control import Role
 from uld_adapters.vocabulary.gathering import Gathering
-from uld_adapters.vocabulary.shares import change, excess
+from uld_adapters.vocabulary.shares import Shares, change, excess
 from uld_adapters.vocabulary.tally import LEAST
 from uld_adapters.vocabulary.tokens import Vocabulary
 
@@ -308,7 +309,7 @@ def test_a_place_without_candidates_has_no_shares() -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [("llama3", "gpt2"), ("qwen", "smollm2"), ("mistral1", "llama3")])
-def test_candidates_gathered_at_once_have_the_shares_of_a_look_at_each(first: str, second: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidates_gathered_at_once_have_the_shares_of_a_look_at_each(first: str, second: str) -> None:
     bridge, rng = real_pair(first, second), np.random.default_rng(3)
     remote = bridge.remote.vocabulary
     some = np.exp(4 * rng.normal(size=(5, 2, bridge.rows)))
@@ -321,12 +322,67 @@ def test_candidates_gathered_at_once_have_the_shares_of_a_look_at_each(first: st
             rows = {path: some[sum(path) % 5] for path in bridge.cover(place)}
             ahead = ids[at : at + 1] if at % 2 else ()
             rows |= {path: some[sum(path) % 5] for path in bridge.nodes(place, candidates, rows, ahead=ahead)}
-            found = bridge.read(place, candidates, rows)
-            with monkeypatch.context() as patched:
-                each = partial(bridge.one_by_one, place=place, candidates=candidates)
-                patched.setattr(Gathering, "tell", lambda gathering, each=each: each(gathering.weigher))
-                closer = bridge.read(place, candidates, rows)
+            found, closer = bridge.read(place, candidates, rows), looked_at_each(bridge, place, candidates, rows)
             np.testing.assert_allclose(found.now, closer.now, rtol=1e-9, atol=1e-12)
             np.testing.assert_allclose(found.lower, closer.lower, rtol=1e-9, atol=1e-12)
             assert (found.upper <= closer.upper + LEAST).all()
             assert (found.now <= found.upper + 1e-12).all()
+
+
+def looked_at_each(bridge: Bridge, place: Place, candidates: Sequence[int], rows: Rows) -> Shares:
+    """What `read` tells when it looks at the spellings of each candidate by themselves."""
+    each = partial(bridge.one_by_one, place=place, candidates=candidates)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Gathering, "tell", lambda gathering: each(gathering.weigher))
+        return bridge.read(place, candidates, rows)
+
+
+@given(seed=st.integers(0, 100_000), sparse=st.booleans(), pattern=st.sampled_from([None, r" ?[ab]+| +(?!\S)| +", r"[ab]+| +"]))
+@settings(max_examples=200, deadline=None)
+def test_candidates_gathered_at_once_have_these_shares_whatever_the_rows(seed: int, sparse: bool, pattern: str | None) -> None:
+    """Also where tokens have all or nothing, at places that have next to nothing themselves."""
+    rng = np.random.default_rng(seed)
+    alphabet = b"ab " if pattern else b"ab"
+    remote, small = (toy_vocabulary(seed + side, alphabet=alphabet, size=9 + side, pattern=pattern) for side in range(2))
+    bridge = Bridge(remote, small)
+    _, place = walk(bridge, remote.encode(bytes(rng.choice(list(alphabet), int(rng.integers(0, 6))).tolist())))
+    rows: dict[tuple[int, ...], np.ndarray] = {}
+
+    def add(paths: Iterable[tuple[int, ...]]) -> None:
+        for path in paths:
+            row = np.exp(rng.choice([0.1, 2, 6]) * rng.normal(size=(2, bridge.rows)))
+            row *= rng.random(row.shape) < (0.3 if sparse else 1.0)
+            row[:, 0] += 1e-30
+            rows[path] = row / row.sum(1, keepdims=True)
+
+    add(bridge.cover(place))
+    candidates = rng.permutation(remote.rows)[: int(rng.integers(0, remote.rows + 1))].tolist()
+    add(sorted(bridge.nodes(place, candidates, rows, ahead=candidates[:3])))
+    found, closer = bridge.read(place, candidates, rows), looked_at_each(bridge, place, candidates, rows)
+    np.testing.assert_allclose(found.now, closer.now, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(found.lower, closer.lower, rtol=1e-9, atol=1e-9)
+    assert (found.now <= found.upper + 1e-12).all()
+
+
+def test_nobody_reads_on_where_nothing_can_change() -> None:
+    remote = Vocabulary.from_bytes([b"a", b"b", b"ab", b"<end>"], control={3: Role.END_OF_TEXT}, order=range(3))
+    small = Vocabulary.from_bytes([b"a", b"b", b"<end>"], control={2: Role.END_OF_TEXT}, order=range(2))
+    bridge = Bridge(remote, small)
+    place, uniform = bridge.start(), np.full((1, bridge.rows), 1 / bridge.rows)
+    rows = {path: uniform for path in bridge.cover(place)}
+    a, ab = 0, 2
+    assert bridge.nodes(place, [ab], rows, ahead=[ab]) == {(0,)}, "its second piece, and nothing after it"
+    assert bridge.nodes(place, [a], rows, ahead=[a]) == {(0,)}, "whether a `b` follows"
+    assert bridge.nodes(place, [a], rows) == set()
+
+
+def test_nobody_reads_on_after_a_spelling_that_is_light_beside_another() -> None:
+    bridge = Bridge(toy_vocabulary(1), toy_vocabulary(2))
+    row = np.full((1, bridge.rows), 1e-4)
+    row[0, :2] = 0.9, 0.09
+    weigher = bridge.weigher(bridge.start(), {(): row}, LEAST)
+    assert weigher.heaviest([(0,), (1,), (3,)]) == [(0,), (1,)]
+    assert weigher.heaviest([(3,)]) == [(3,)], "the only one"
+    assert weigher.heaviest([(3,), (1, 4)]) == [(3,), (1, 4)], "as far as is known it may be as heavy as its first token"
+    assert weigher.heaviest([(0,), (3, 1)]) == [(0,)]
+    assert weigher.heaviest([(1, 4), (3, 1)]) == [(1, 4), (3, 1)], "of neither it is known"
