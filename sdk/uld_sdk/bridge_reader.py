@@ -168,7 +168,7 @@ class BridgeReader:
     async def informed(self, reading: BridgedReading, position: int, top: TopLogprobs, *, also: Sequence[int] = ()) -> None:
         """Judge the tokens reported at a position, and with it those of the touched positions after it that are known already.
 
-        Where none is known yet, the pass that this takes reads the rest of the draft, too.
+        Where none is known yet, a pass reads the rest of the draft, too, even if nothing else is to be read: others do so in step.
         """
         known = reading.values is not None and not also and position in self._told and self._told[position][1] is top
         if known or not self.asks(reading):
@@ -190,7 +190,7 @@ class BridgeReader:
             asked.append((reading, top, ids))
             if missing := reading.missing(ids, [token for token in ahead if token < self.bridging.rows]):
                 besides.append((reading, missing))
-        if besides:
+        if besides or on:
             self.ready.extend(await self._read(on, least=0, besides=besides))
         for reading, top, ids in asked:
             shares = reading.settle(ids)
