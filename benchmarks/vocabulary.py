@@ -7,7 +7,9 @@ and models that count bigrams. Times are CPU seconds of this process.
 import sys
 import time
 from collections import Counter, defaultdict
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -62,45 +64,57 @@ class Counted:
         return self._tops[before]
 
 
-def pair(first: str, second: str, kind: str) -> dict[str, Any] | None:
-    """What a bridge between two released tokenizers reads and takes, position by position."""
+@dataclass(frozen=True)
+class Walk:
+    """What a bridge between two released tokenizers read along a text, a value a position; without and with look-ahead, and untouched.
+
+    Seconds are CPU seconds, also those that it took to make the bridge.
+    """
+
+    cover: list[int]
+    added: dict[str, list[int]]
+    seconds: dict[str, list[float]]
+    made: float
+
+
+def walked(first: str, second: str, kind: str) -> Walk | None:
+    """One run, each time with a bridge made anew and warmed up on another text; None where a tokenizer is not installed."""
     remote, small = real(first), real(second)
     if remote is None or small is None:
         return None
-    made = np.inf
     text, warm = corpus(kind)
     model, large = Counted(small, text + warm), Counted(remote, text + warm)
-    figures: dict[str, Any] = {}
+    added, seconds = {}, {}
     for name, ahead in (("", 0), ("ahead_", AHEAD)):
-        runs = []
-        for _ in range(RUNS):
-            start = time.process_time()
-            bridge = Bridge(remote, small)
-            made = min(made, time.process_time() - start)
-            _along(bridge, warm, model, large, ahead=ahead)
-            cover, added, seconds = _along(bridge, text, model, large, ahead=ahead)
-            runs.append(seconds)
-        least = np.min(runs, 0) * 1000
-        figures |= {
-            "positions": len(cover),
-            "cover": round(float(np.mean(cover)), 2),
-            f"{name}added_nodes": round(float(np.mean(added)), 2),
-            f"{name}added_nodes_95": float(np.percentile(added, 95)),
+        start = time.process_time()
+        bridge = Bridge(remote, small)
+        made = time.process_time() - start
+        _along(bridge, warm, model, large, ahead=ahead)
+        cover, added[name], seconds[name] = _along(bridge, text, model, large, ahead=ahead)
+    bridge = Bridge(remote, small)
+    _untouched(bridge, warm)
+    seconds["untouched_"] = _untouched(bridge, text)
+    return Walk(cover, added, seconds, made)
+
+
+def figures(runs: Sequence[Walk]) -> dict[str, Any]:
+    """The figures of a pair on a text: of each position the least of the runs."""
+    cover, added = runs[0].cover, runs[0].added
+    found: dict[str, Any] = {"positions": len(cover), "cover": round(float(np.mean(cover)), 2)}
+    for name, counts in added.items():
+        found |= {
+            f"{name}added_nodes": round(float(np.mean(counts)), 2),
+            f"{name}added_nodes_95": float(np.percentile(counts, 95)),
+        }
+    for name in runs[0].seconds:
+        seconds = [run.seconds[name] for run in runs]
+        least = np.min(seconds, 0) * 1000
+        found |= {
             f"{name}milliseconds": round(float(np.median(least)), 3),
             f"{name}milliseconds_mean": round(float(np.mean(least)), 3),
-            f"{name}milliseconds_of_runs": [round(float(np.median(run)) * 1000, 3) for run in runs],
+            f"{name}milliseconds_of_runs": [round(float(np.median(run)) * 1000, 3) for run in seconds],
         }
-    return {**figures, "untouched_milliseconds": untouched(remote, small, text, warm), "seconds_to_make": round(made, 2)}
-
-
-def untouched(remote: Vocabulary, small: Vocabulary, text: str, warm: str) -> float:
-    """The median milliseconds of a position where nobody looks at candidates, of each position the least of some runs."""
-    runs = []
-    for _ in range(RUNS):
-        bridge = Bridge(remote, small)
-        _untouched(bridge, warm)
-        runs.append(_untouched(bridge, text))
-    return round(float(np.median(np.min(runs, 0))) * 1000, 3)
+    return {**found, "seconds_to_make": round(min(run.made for run in runs), 2)}
 
 
 def _untouched(bridge: Bridge, text: str) -> list[float]:
@@ -159,12 +173,15 @@ def _along(bridge: Bridge, text: str, model: Counted, large: Counted, *, ahead: 
 
 
 def measure(_work: Path) -> dict[str, Any]:
-    """All figures of this part."""
-    found: dict[str, Any] = {"total_variation": vocabulary_toys.measure(), "pairs": {}}
-    for first, second in PAIRS:
-        for kind in ("prose", "code"):
-            figures = pair(first, second, kind)
-            if figures is not None:
-                found["pairs"][f"{first} to {second}, {kind}"] = figures
-                print(f"{first} to {second}, {kind}: {figures}", flush=True)
-    return found
+    """All figures of this part.
+
+    The runs of one pair lie far apart, for a machine that is shared has slow minutes.
+    """
+    total_variation = vocabulary_toys.measure()
+    runs: dict[str, list[Walk]] = defaultdict(list)
+    for number, (first, second), kind in product(range(RUNS), PAIRS, ("prose", "code")):
+        walk = walked(first, second, kind)
+        if walk is not None:
+            runs[f"{first} to {second}, {kind}"].append(walk)
+            print(f"run {number + 1}, {first} to {second}, {kind}: {figures([walk])}", flush=True)
+    return {"total_variation": total_variation, "pairs": {name: figures(each) for name, each in runs.items()}}
