@@ -127,7 +127,7 @@ class Bridge:
         for astray in strays(known.weigher, known.planned):
             found.update(astray[:size] for size in range(len(astray) + 1))
         for plan, bases in map(self._plans[place].__getitem__, ahead):
-            found.update(known.weigher.heaviest([base + path for base in bases for path in plan.open]))
+            found.update(known.weigher.heaviest([base + path for base in bases for path in plan.undecided]))
         return {path for path in found if path not in rows}
 
     def weigher(self, place: Place, rows: Rows, least: float, *, kind: type[Weigher] = Weigher) -> Weigher:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -69,7 +69,7 @@ class Gathering:
         own: list[tuple[int, Found, Own]] = []
         crowds: list[Found] = []
         read: list[int] = []  # columns of ways astray that have been read
-        for each, first, last in zip(found, firsts, firsts[1:], strict=False):
+        for each, (first, last) in zip(found, pairwise(firsts), strict=True):
             block = each.block
             if block.own:
                 own.append((first, each, block.own))
@@ -90,7 +90,7 @@ class Gathering:
         # Taken from the sums: what has been looked at, and of own spellings what cannot come to another end; if they hold, it is certain.
         leading = np.array([first for first, *_ in own], dtype=np.int64)
         closed = sums.take(leading, 1)
-        closed *= np.maximum(1.0 - self._open(own, np.maximum.reduce(closed[:-1], 0).tolist()), 0.0)
+        closed *= np.maximum(1.0 - self._left_open(own, np.maximum.reduce(closed[:-1], 0).tolist()), 0.0)
         held = (to[leading] == NOW).nonzero()[0]
         at = np.array([each.at for each in crowds], dtype=np.int64)
         places = np.concatenate([places, places[parts], places[leading], places[leading[held]] - self.count, at + MAY * self.count])
@@ -99,7 +99,7 @@ class Gathering:
         for number, mass in enumerate(masses):
             flat[:, number] += np.bincount(places, mass, len(flat))
 
-    def _open(self, own: Sequence[tuple[int, Found, Own]], weights: Sequence[float]) -> Float[np.ndarray, "models own"]:
+    def _left_open(self, own: Sequence[tuple[int, Found, Own]], weights: Sequence[float]) -> Float[np.ndarray, "models own"]:
         """Which share of the mass of candidates' own spellings stays open; what is heavy after those that have been read is counted."""
         weigher, leaves = self.weigher, self.tallies.leaves
         open_ = np.ones((weigher.models, len(own)))

@@ -76,7 +76,7 @@ class Plan:
     blocks: Sequence[Block] = ()
 
     @property
-    def open(self) -> Iterator[Path]:
+    def undecided(self) -> Iterator[Path]:
         """Its own spellings of which it depends on what follows whether they count."""
         return ((*block.path, block.own.token) for block in self.blocks if block.own)
 
