@@ -188,7 +188,7 @@ def vocabulary(figures: dict[str, Any]) -> str:
         "Released tokenizers (large to small), top 20, models that count bigrams. Targets: at most 12 added tokens of the small model a "
         "position, and at most 1 ms beside the model, after warm-up. At untouched positions the client looks at no candidate; at touched "
         "ones it reads on after likely ones (look-ahead). Milliseconds are medians, of this process alone (CPU), of each position the "
-        "least of three runs, each with a bridge made anew and warmed up on another text. Over both texts a pair "
+        "least of three runs some minutes apart, each with a bridge made anew and warmed up on another text. Over both texts a pair "
         f"adds {told('added_nodes')} tokens or fewer, with look-ahead {told('ahead_added_nodes')}.\n"
     )
     head = ["pair and text", "places", "added tokens", "at 95%", "ms untouched", "ms", "added with look-ahead", "ms with it", "s to make"]
