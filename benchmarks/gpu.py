@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from uld_offset_models.loading import load_artifact
-from uld_offset_models.scorer import Scorer, Track
+from uld_offset_models.scorer import Scorer
+from uld_offset_models.track import Track
 from uld_sdk import train
 from uld_sdk.demo.questions import load_questions
 from uld_sdk.demo.server import packaged_model

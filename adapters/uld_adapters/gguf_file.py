@@ -53,7 +53,8 @@ class Gguf:
         try:  # pages are read when touched
             return cls._parse(path, memoryview(np.memmap(path, dtype=np.uint8, mode="r")))  # type: ignore[arg-type]
         except (struct.error, ValueError, KeyError) as error:  # an empty file cannot be mapped
-            raise UsageError(f"{path} is not a readable GGUF file ({error})", hint="download or convert the file again") from error
+            reason = "it is cut short" if isinstance(error, struct.error) else error
+            raise UsageError(f"{path} is not a readable GGUF file ({reason})", hint="download or convert the file again") from error
 
     @classmethod
     def _parse(cls, path: Path, blob: memoryview) -> "Gguf":

@@ -24,7 +24,7 @@ from uld_adapters.http import HttpClient
 from uld_adapters.logprobs import Draft, FinishReason, Score, TopLogprobs
 from uld_adapters.vocabulary.fingerprint import CORPUS
 from uld_adapters.vocabulary.opening import open_tokenizer
-from uld_adapters.vocabulary.tokens import end_token_ids
+from uld_adapters.vocabulary.tokens import end_token_ids, name_of
 
 GREEDY = ServerSampling()
 DEFAULT_TOP = 20
@@ -209,8 +209,8 @@ class ServedBackend(ABC):
             if theirs != ours:
                 at = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), min(len(theirs), len(ours)))
                 raise TokenizerMismatch(
-                    f"the server at {self.http.base_url} and the given tokenizer split {text[:40]!r} differently from token {at} on"
-                    f" (server {theirs[at : at + 4]}, tokenizer {ours[at : at + 4]})",
+                    f"the server at {self.http.base_url} and the tokenizer {name_of(self.tokenizer)} split {text[:40]!r} differently"
+                    f" from token {at} on (server {theirs[at : at + 4]}, tokenizer {ours[at : at + 4]})",
                     hint="pass tokenizer=... of the served model; the assistant's may be another",
                 )
         return ()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from uld_adapters.errors import UsageError
 from uld_adapters.gguf_file import is_gguf
-from uld_adapters.vocabulary.tokens import load_tokenizer
+from uld_adapters.vocabulary.tokens import load_tokenizer, rows_of
 from uld_offset_models.adapter_batch import Parts
 from uld_offset_models.gguf_model import load_gguf_model, truncate_config
 
@@ -170,12 +170,12 @@ def real_rows(model: Any, tokenizer: Any) -> Tensor:
     head = model.get_output_embeddings()
     if getattr(head, "bias", None) is not None:
         raise UsageError("the base's output head has a bias", hint="choose a base with a plain linear head")
-    if head.weight.shape[0] < len(tokenizer):
+    rows = rows_of(tokenizer)
+    if head.weight.shape[0] < rows:
         raise UsageError(
-            f"the tokenizer has {len(tokenizer)} tokens but the base's head only {head.weight.shape[0]} rows",
-            hint="use the base's own tokenizer",
+            f"the tokenizer has {rows} tokens but the base's head only {head.weight.shape[0]} rows", hint="use the base's own tokenizer"
         )
-    return head.weight.detach()[: len(tokenizer)]
+    return head.weight.detach()[:rows]
 
 
 @contextmanager

@@ -15,11 +15,11 @@ from torch import Tensor
 from uld_adapters.errors import SaveFailed
 from uld_offset_models.bridged_rows import BridgedRow
 from uld_offset_models.encoding import Encoded
-from uld_offset_models.scorer import Track
 from uld_offset_models.shards import ShardReader
 from uld_offset_models.store import StoreManifest, row_key
 from uld_offset_models.store_writer import StoreWriter
 from uld_offset_models.term_sums import Sums
+from uld_offset_models.track import Track
 from uld_offset_models.tree import Grown, Growth
 
 _TENSORS = ("nodes", "target", "known", "standing", "weights", "frozen")

@@ -14,12 +14,12 @@ from uld_adapters.vocabulary.bridge import Bridge, Place
 from uld_adapters.vocabulary.terms import Term, write_terms
 from uld_offset_models.bridged_rows import BridgedRow, tree_pack
 from uld_offset_models.encoding import Encoded
-from uld_offset_models.scorer import Track
 from uld_offset_models.shift import Tail
 from uld_offset_models.target_logits import Support, TopRows, truncated
 from uld_offset_models.target_record import TargetLogprobs
 from uld_offset_models.target_side import FrozenLogits
 from uld_offset_models.term_sums import gathered
+from uld_offset_models.track import Track
 from uld_offset_models.tree import Grown, Growth, Path, takes_masks
 from uld_offset_models.tuned import Tuned
 

@@ -12,7 +12,8 @@ from uld_adapters.errors import AssistantFailed
 from uld_offset_models.assistant import SmallModel
 from uld_offset_models.batch_reading import Pending, read_batch
 from uld_offset_models.pair import Pair
-from uld_offset_models.scorer import Scorer, Track
+from uld_offset_models.scorer import Scorer
+from uld_offset_models.track import Track
 
 _ANY = 1e30  # nats; finite, for a gate of 0 makes 0 of it
 

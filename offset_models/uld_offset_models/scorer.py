@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,32 +13,9 @@ from torch import Tensor
 from uld_adapters.errors import AssistantFailed
 from uld_offset_models.assistant import SmallModel
 from uld_offset_models.batch_reading import Pending, read_batch
+from uld_offset_models.running import Running, holds_state
 from uld_offset_models.thin import thin_linear
-
-
-@dataclass
-class Track:
-    """One text as the small model has read it: ids, and for each layer keys and values of shape (heads, tokens, head_dim).
-
-    The keys and values begin with those of `virtual` tokens, which have no ids. `adapter` is the place of the text's adapter among
-    those of the backbone, `member` that of the artifact in a `GroupScorer`.
-    """
-
-    tokens: list[int] = field(default_factory=list)
-    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    virtual: int = 0
-    adapter: int = 0
-    member: int = 0
-
-    @property
-    def past(self) -> int:
-        """How many tokens have been read, virtual ones included."""
-        return self.virtual + len(self.tokens)
-
-    def rollback(self, length: int) -> None:
-        """Forget everything after the first `length` tokens."""
-        self.tokens = self.tokens[:length]
-        self.layers = [(keys[:, : self.past], values[:, : self.past]) for keys, values in self.layers]
+from uld_offset_models.track import Track
 
 
 @dataclass(frozen=True)
@@ -80,6 +57,7 @@ class Scorer:
         self.rows = int(model.head.shape[0])
         self._mean = model.head.mean(0)
         self.radius = float((model.head - self._mean).norm(dim=1).max())
+        self._running = Running(model.backbone, model.parts) if holds_state(model.backbone.config) else None
 
     @property
     def models(self) -> tuple[SmallModel]:
@@ -132,7 +110,12 @@ class Scorer:
         return Track(adapter=self.model.adapter)
 
     def forward(self, jobs: list[tuple[Track, list[int]]]) -> list[Float[Tensor, "tokens hidden"]]:
-        """Feed each track its new tokens in one pass, texts of one adapter side by side; final hidden states, padded on the right."""
+        """Feed each track its new tokens in one pass, texts of one adapter side by side; final hidden states, padded on the right.
+
+        A model that holds a running state reads one text after another.
+        """
+        if self._running is not None:
+            return [self._running.go_on(track, new)[0] for track, new in jobs]
         if self.model.parts is None:
             return list(self._forward(jobs))
         order = sorted(range(len(jobs)), key=lambda at: jobs[at][0].adapter)

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from uld_offset_models.adapter_batch import Parts
-from uld_offset_models.scorer import Track
+from uld_offset_models.running import Running, holds_state
+from uld_offset_models.track import Track
 
 Path = tuple[int, ...]
 
@@ -77,13 +78,14 @@ class Grown:
 class Tree:
     """Runs a backbone, with the `parts` of its adapters, over trees of tokens; `width` is that of its final hidden states.
 
-    Where the model's attention cannot take a mask of our own (sliding windows, linear attention), the paths go through it as a
-    batch of texts with copied caches.
+    Where the model's attention cannot take a mask of our own (sliding windows), the paths go through it as a batch of texts with copied
+    caches; of one that holds a running state (linear attention) the state is copied.
     """
 
     def __init__(self, backbone: Any, *, parts: Parts | None = None, masks: bool | None = None) -> None:
         self.backbone, self.parts = backbone, parts
         self.masks = takes_masks(backbone.config) if masks is None else masks
+        self._running = Running(backbone, parts) if holds_state(backbone.config) else None
         self.passes = 0
 
     @torch.inference_mode()
@@ -96,6 +98,8 @@ class Tree:
         if not any(one.tokens for one in grown):
             return [{} for _ in grown]
         self.passes += 1
+        if self._running is not None:
+            return [_gone_on(self._running, one.growth) for one in grown]
         if not self.masks:
             return self._unfolded(grown)
         order = self._sorted([one.growth.track for one in grown])
@@ -176,6 +180,12 @@ class Tree:
                     track.layers = [(kv.keys[row], kv.values[row]) for kv in cache.layers]
                     track.tokens = [*track.tokens, *new]
         return [found[number] for number in range(len(jobs))]
+
+
+def _gone_on(running: Running, growth: Growth) -> dict[tuple[int, Path], Tensor]:
+    start = len(growth.track.tokens)
+    chain, found = running.go_on(growth.track, growth.chain, list(_longest(growth.paths)))
+    return found | {(start + number + 1, ()): states for number, states in enumerate(chain)}
 
 
 def takes_masks(config: Any) -> bool:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from uld_offset_models.batch_reading import judged
 from uld_offset_models.pair_scorer import PairReading, PairScorer, PairTrack
-from uld_offset_models.scorer import Scorer, Track
+from uld_offset_models.scorer import Scorer
+from uld_offset_models.track import Track
 from uld_offset_models.tree import Growth, Path, Tree
 
 Asked = tuple[Sequence[int], Sequence[tuple[int, Path]]]

@@ -92,7 +92,9 @@ class Prepared:
     @property
     def alpha(self) -> float:
         """The alpha of inference, which may follow from the number of the base's tokens (`Recipe.strength`)."""
-        return self.recipe.strength(len(self.tokenizer))
+        from uld_adapters.vocabulary.tokens import rows_of
+
+        return self.recipe.strength(rows_of(self.tokenizer))
 
     def encode(self, examples: "Sequence[Example]") -> "list[Encoded]":
         """Further examples in the base's tokens; raises `DataError`."""

@@ -77,7 +77,7 @@ class TargetSource:
 
         if self.cache is None:
             return _local(self.model or "", prepared, rows)
-        from uld_adapters.vocabulary.tokens import tokenizer_fingerprint
+        from uld_adapters.vocabulary.tokens import rows_of, tokenizer_fingerprint
         from uld_offset_models.store import check_identity
         from uld_offset_models.target_cache import template_hash
 
@@ -93,7 +93,7 @@ class TargetSource:
             hint="name that tokenizer: --target-tokenizer, or make the cache with this base: `uld-sdk cache --base BASE`",
         )
         self.cache.check({row: example.place for row, example in rows.items()})
-        return CachedTarget(self.cache.find, tail=prepared.recipe.tail, vocabulary=len(tokenizer))
+        return CachedTarget(self.cache.find, tail=prepared.recipe.tail, vocabulary=rows_of(tokenizer))
 
 
 def _local(model: str, prepared: "Prepared", rows: "Mapping[Encoded, Example]") -> "TargetSide":

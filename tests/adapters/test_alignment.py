@@ -18,11 +18,11 @@ from rank_files import rank_file, ranks_of
 from real_tokenizers import installed
 from uld_adapters.errors import TokenizerMismatch, UsageError
 from uld_adapters.vocabulary.alignment import NOWHERE, gather
-from uld_adapters.vocabulary.classify import classify
+from uld_adapters.vocabulary.classify import aligned_share, classify
 from uld_adapters.vocabulary.control import Role
 from uld_adapters.vocabulary.fingerprint import CORPUS
 from uld_adapters.vocabulary.opening import open_tokenizer, open_vocabulary
-from uld_adapters.vocabulary.tokens import Vocabulary
+from uld_adapters.vocabulary.tokens import Vocabulary, load_tokenizer
 from uld_adapters.vocabulary.verdicts import kind_of
 from uld_sdk.aligning import align
 
@@ -123,6 +123,53 @@ def hf(folder: Path, **changes: Any) -> Vocabulary:
     state = json.loads(tokenizer.backend_tokenizer.to_str()) | changes
     raw = Tokenizer.from_str(json.dumps(state))
     return Vocabulary.from_hf(PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|eos|>"), name="changed")
+
+
+@pytest.mark.parametrize("kept", ["same ids", "other ids"])
+def test_ends_are_asked_for_in_every_mode(kept: str) -> None:
+    """Where two tokenizers have the same tokens, too; the very same tokenizer on both sides needs none."""
+    with_end, shift = ranked(TOKENS, control=("<|end|>",), name="with end"), 0 if kept == "same ids" else 3
+    without = ranked(TOKENS, shift=shift, control=("<|x|>",), name="endless")
+    without = replace(without, roles=dict.fromkeys(without.roles, Role.OTHER))
+    for remote, small in ((with_end, without), (without, with_end)):
+        with pytest.raises(TokenizerMismatch, match="endless beside with end has no token that ends an answer"):
+            classify(remote, small)
+    assert classify(without, without).kind == "identity"
+
+
+def test_ids_may_have_holes(tmp_path: Path) -> None:
+    """As cl100k's have between its control tokens."""
+    plain = hf(tmp_path / "plain")
+    shutil.copytree(tmp_path / "plain", tmp_path / "holes", dirs_exist_ok=True)
+    tokenizer = tiny.tiny_tokenizer(tmp_path / "holes")
+    state = json.loads((tmp_path / "holes" / "tokenizer.json").read_text(encoding="utf-8"))
+    last = max(state["model"]["vocab"], key=state["model"]["vocab"].get)
+    size = len(tokenizer)
+    state["model"]["vocab"][last] = size + 9
+    (tmp_path / "holes" / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")
+    holes = open_vocabulary(tmp_path / "holes")
+    assert holes.rows == size + 10
+    assert {holes.roles[token] for token in range(size - 1, size + 9)} == {Role.OTHER}
+    assert holes.tokens[size] == f"<unused {size}>".encode()
+    text = " ".join(tiny.CORPUS)
+    assert size + 9 in holes.encode(text)
+    assert holes.decode(holes.encode(text)).decode() == text
+    assert holes.encode(text) == load_tokenizer(tmp_path / "holes").encode(text, add_special_tokens=False)
+    for remote, small in ((holes, plain), (plain, holes)):
+        assert classify(remote, small).kind == "permutation"
+        excess, data = np.arange(float(small.rows)), holes.tokens[size + 9]
+        assert gather(remote, small).read(excess)[remote.tokens.index(data)] == small.tokens.index(data)
+
+
+def test_bytes_that_one_side_cannot_spell_do_not_shift_the_others_ends() -> None:
+    whole = ranked(TOKENS, name="whole")
+    gap = Vocabulary.from_bytes(
+        [*(data for data in TOKENS if data != b"\x04"), b"<|end|>"],
+        control={len(TOKENS) - 1: Role.END_OF_TURN}, order=range(len(TOKENS) - 1), pattern=r" ?\p{L}+|[^\p{L}]", name="gap",
+    )  # fmt: skip
+    for remote, small in ((whole, gap), (gap, whole)):
+        assert aligned_share(remote, small, "the king sings") == 1.0
+        assert aligned_share(remote, small, "\x04the king\x04 sings") == 1.0
 
 
 CHANGING = [{"type": "NFKC"}, {"type": "Lowercase"}, {"type": "Sequence", "normalizers": [{"type": "NFD"}]}]

@@ -14,7 +14,8 @@ from rank_files import rank_file, ranks_of
 from real_tokenizers import NAMES, installed
 from uld_adapters.errors import TokenizerMismatch, UsageError
 from uld_adapters.vocabulary.control import Role, matched
-from uld_adapters.vocabulary.fingerprint import CORPUS
+from uld_adapters.vocabulary.fingerprint import CORPUS, letters_changed
+from uld_adapters.vocabulary.plain_tokenizer import PlainTokenizer
 from uld_adapters.vocabulary.tokens import Vocabulary, load_tokenizer
 from uld_adapters.vocabulary.words import readable
 
@@ -155,6 +156,34 @@ def test_of_several_ends_the_one_that_answers_end_with_is_matched() -> None:
     assert matched({0: Role.END_OF_TEXT}, phi, names, {2: b"</s>", 7: b"<|endoftext|>"}) == {0: 7}
     told = {8: Role.END_OF_TURN, 9: Role.END_OF_TURN}  # a name of its own, which a chat template ends turns with
     assert matched(told, {5: Role.END_OF_TURN}, {8: b"<|eot_id|>", 9: b"<|stop|>"}, names) == {9: 5}
+
+
+def test_an_answer_ends_with_the_end_of_turn_that_is_meant_for_it() -> None:
+    """Llama 3's <|eom_id|>, which hands over to a tool, has a smaller id than <|eot_id|>."""
+    names = [b"a", b"<|end_of_text|>", b"<|eom_id|>", b"<|eot_id|>"]
+    roles = {1: Role.END_OF_TEXT, 2: Role.END_OF_TURN, 3: Role.END_OF_TURN}
+    assert PlainTokenizer(Vocabulary.from_bytes(names, control=roles)).eos_token_id == 3
+    assert PlainTokenizer(Vocabulary.from_bytes(names[:2], control={1: Role.END_OF_TEXT})).eos_token_id == 1
+    assert PlainTokenizer(Vocabulary.from_bytes(names[:1])).eos_token_id is None
+
+
+def test_rules_without_a_name_change_letters_too(sentencepiece_model: dict[str, Path], tmp_path: Path) -> None:
+    schema = pytest.importorskip("sentencepiece.sentencepiece_model_pb2")
+    proto = schema.ModelProto()
+    proto.ParseFromString(sentencepiece_model["bpe"].read_bytes())
+    assert letters_changed(Vocabulary.from_sentencepiece(sentencepiece_model["bpe"]).normalisers) == []
+    trainer, folder = pytest.importorskip("sentencepiece").SentencePieceTrainer, tmp_path / "nfkc"
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(tiny.CORPUS * 20), encoding="utf-8")
+    trainer.train(
+        input=str(corpus), model_prefix=str(folder), vocab_size=400, model_type="bpe", byte_fallback=True, hard_vocab_limit=False,
+        normalization_rule_name="nfkc", remove_extra_whitespaces=False, minloglevel=2,
+    )  # fmt: skip
+    proto.ParseFromString(folder.with_suffix(".model").read_bytes())
+    proto.normalizer_spec.name = ""
+    nameless = tmp_path / "nameless.model"
+    nameless.write_bytes(proto.SerializeToString())
+    assert letters_changed(Vocabulary.from_sentencepiece(nameless).normalisers) == ["rules without a name"]
 
 
 @pytest.mark.parametrize("name", NAMES)

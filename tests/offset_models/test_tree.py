@@ -9,10 +9,13 @@ import torch
 
 from decoding import likeness
 from pairs import KINDS, save_pair
+from uld_offset_models.assistant import SmallModel
 from uld_offset_models.loading import load_artifact
 from uld_offset_models.pair import Pair
 from uld_offset_models.pair_scorer import PairScorer
-from uld_offset_models.scorer import Scorer, Track
+from uld_offset_models.running import holds_state
+from uld_offset_models.scorer import Scorer
+from uld_offset_models.track import Track
 from uld_offset_models.tree import Growth, Tree, takes_masks
 from uld_offset_models.tree_scorer import TreeScorer
 
@@ -69,6 +72,57 @@ def test_sliding_windows_are_read_path_by_path(kind: str) -> None:
     assert not takes_masks(model.config)
     assert not tree.masks
     read(tree, model)
+
+
+def with_running_state(kind: str) -> Any:
+    """A tiny model of these, with linear attention, short convolutions, or a state space; its head is tied."""
+    from transformers import Lfm2Config, Lfm2ForCausalLM, MambaConfig, MambaForCausalLM, Qwen3NextConfig, Qwen3NextForCausalLM
+
+    small = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2}
+    more = {"intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    linear = {f"linear_{name}": 2 for name in ("num_key_heads", "num_value_heads", "conv_kernel_dim")}
+    linear |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "head_dim": 8, "num_experts": 0, "mlp_only_layers": [0, 1]}  # type: ignore[dict-item]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if kind == "mamba":
+            return MambaForCausalLM(MambaConfig(**small, state_size=4)).eval()
+        if kind == "lfm2":
+            return Lfm2ForCausalLM(Lfm2Config(**small, **more, layer_types=["conv", "full_attention"])).eval()
+        layers = ["linear_attention", "full_attention"]
+        return Qwen3NextForCausalLM(Qwen3NextConfig(**small, **more, **linear, layer_types=layers)).eval()
+
+
+@pytest.mark.parametrize("kind", ["qwen3_next", "lfm2", "mamba"])
+def test_a_running_state_is_copied_where_texts_branch(kind: str) -> None:
+    backbone = with_running_state(kind).base_model
+    assert holds_state(backbone.config)
+    tree = Tree(backbone)
+    read(tree, backbone)
+    track = Track()
+    tree.grow([Growth(track, [5, 17, 80, 300])])
+    tree.grow([Growth(track, [12, 77, 60])])
+    track.rollback(6)  # the states at hand are those after 4 and 7 tokens
+    found = tree.grow([Growth(track, [9], [(5, (1, 2)), (3, (8,)), (7, (4,))])])[0]
+    text = [5, 17, 80, 300, 12, 77, 9]
+    assert track.tokens == text
+    for (at, path), state in found.items():
+        torch.testing.assert_close(state, afresh(backbone, [*text[:at], *path]), atol=2e-5, rtol=1e-4)
+    assert found.keys() == {(7, ()), (5, (1,)), (5, (1, 2)), (3, (8,)), (7, (4,))}
+
+
+@pytest.mark.parametrize("kind", ["qwen3_next", "mamba"])
+def test_a_scorer_goes_on_from_a_running_state(kind: str) -> None:
+    model = with_running_state(kind)
+    scorer = Scorer(SmallModel(model.base_model, model.get_output_embeddings().weight.detach(), None, None))
+    tracks = [scorer.track() for _ in PROMPTS]
+    scorer.read(list(zip(tracks, PROMPTS, strict=True)), every=False)
+    for track, prompt in zip(tracks, PROMPTS, strict=True):
+        track.rollback(len(prompt) - 1)
+    found = scorer.read([(track, chain) for track, chain in zip(tracks, CHAINS, strict=True)])
+    for prompt, chain, readings in zip(PROMPTS, CHAINS, found, strict=True):
+        for at, reading in enumerate(readings):
+            whole = scorer.read([(scorer.track(), [*prompt[:-1], *chain[: at + 1]])], every=False)[0][0]
+            np.testing.assert_allclose(reading.excess(), whole.excess(), atol=2e-4)
 
 
 def test_a_scorer_of_trees_thinks_as_the_plain_one(tiny_target: Path) -> None:

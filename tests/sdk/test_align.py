@@ -1,6 +1,7 @@
 """`uld-sdk align`: the verdict, its figures, and both segmentations of a text above each other."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def test_two_tokenizers_are_compared_and_drawn(tiny_target: Path, small: Path, t
     drawn = page.read_text(encoding="utf-8")
     assert drawn.count('class="b ') > 50
     assert "bridge" in drawn
-    assert "http" not in drawn.split("<style>")[0], "nothing is loaded from elsewhere"
+    assert not re.search(r"\b(src|href)\s*=|url\(|@import|<script|<link", drawn), "nothing is loaded from elsewhere"
 
 
 def test_a_text_of_ones_own(tiny_target: Path, small: Path, tmp_path: Path) -> None:
@@ -95,6 +96,22 @@ def test_what_is_no_tokenizer_is_said(tiny_target: Path, tmp_path: Path) -> None
         assert says in outcome.stderr
         assert "model.gguf" in outcome.stderr
         assert "Traceback" not in outcome.stderr
+
+
+@pytest.mark.parametrize("sides", [("--remote", "--small"), ("--small", "--remote")])
+def test_an_error_says_which_side_it_is_about(tiny_target: Path, tmp_path: Path, sides: tuple[str, str]) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "tokenizer_config.json").write_text("{}", encoding="utf-8")
+    for folder, says in ((empty, "there is no tokenizer in the folder"), (broken, "transformers can read none of its files")):
+        outcome = run("align", sides[0], folder, sides[1], tiny_target, "-o", tmp_path / "x.html")
+        told = " ".join(outcome.stderr.split())
+        assert outcome.exit_code == 1
+        assert says in told
+        assert f"(given as {sides[0]}, beside {sides[1]} {tiny_target})" in told
+        assert "fix: give a folder with tokenizer.json" in told
 
 
 def test_blocks_hold_both_segmentations_whole(tiny_target: Path, small: Path) -> None:

@@ -15,8 +15,9 @@ from uld_adapters.vocabulary.bridge import Bridge, Place
 from uld_adapters.vocabulary.shares import excess
 from uld_adapters.vocabulary.tokens import Vocabulary, end_token_ids
 from uld_offset_models.assistant import SmallModel
-from uld_offset_models.scorer import Scorer, Track
+from uld_offset_models.scorer import Scorer
 from uld_offset_models.shift import Rule, uld_shift
+from uld_offset_models.track import Track
 from uld_offset_models.tree_scorer import TreeScorer
 from uld_sdk.aligning import bridged
 from uld_sdk.batching import SmallWorker

@@ -18,7 +18,8 @@ from uld_adapters.errors import BackendError, UldError
 from uld_adapters.registry import create_backend
 from uld_adapters.vocabulary.alignment import Identity
 from uld_adapters.vocabulary.tokens import end_token_ids, load_tokenizer
-from uld_offset_models.scorer import Scorer, Track
+from uld_offset_models.scorer import Scorer
+from uld_offset_models.track import Track
 from uld_sdk.batching import SmallWorker
 from uld_sdk.generation import Answer
 from uld_sdk.prompts import render

@@ -26,7 +26,7 @@ from uld_adapters.vocabulary.fingerprint import CORPUS
 from uld_adapters.vocabulary.opening import open_tokenizer
 from uld_adapters.vocabulary.plain_tokenizer import PlainTokenizer
 from uld_adapters.vocabulary.tokens import Vocabulary, load_tokenizer, tokenizer_fingerprint
-from uld_offset_models.scorer import Track
+from uld_offset_models.track import Track
 from uld_sdk import UnlearnedClient
 from uld_sdk.calibration.observer import _asked
 from uld_sdk.cli import app

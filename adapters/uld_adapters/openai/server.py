@@ -40,7 +40,6 @@ class OpenAIServer(TextServedBackend):
 
     name = "openai"
     logprobs_hint = "choose a model with log-probabilities: models that reason out of sight have none"
-    continuation_hint = "answer with on_touched='refuse', or use a server that can continue an answer"
     _route = ""
     _length_field = "max_tokens"
     _lookahead = 0
@@ -231,7 +230,8 @@ class OpenAIServer(TextServedBackend):
             return "the server does not count its tokens: the tokenizer was not compared with its own"
         if abs(counted - expected) > tolerance:
             raise TokenizerMismatch(
-                f"the server at {self.http.base_url} splits a text into {counted} tokens, the given tokenizer into {expected}"
+                f"the server at {self.http.base_url} splits a text into {counted} tokens,"
+                f" the tokenizer {self._tokens.vocabulary.name} into {expected}"
                 f" ({COMPARED[:40]!r}...)",
                 hint="pass tokenizer=... of the served model; the assistant's may be another",
             )

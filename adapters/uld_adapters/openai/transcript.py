@@ -142,7 +142,8 @@ class Transcript:
     def _unknown(self, named: Named) -> TokenizerMismatch:
         what = f"the id {named.id}, {named.data!r}" if named.id is not None else repr(named.data)
         return TokenizerMismatch(
-            f"the server wrote {what}, which the given tokenizer does not have as a token", hint="pass tokenizer=... of the served model"
+            f"the server wrote {what}, which the tokenizer {self._tokens.vocabulary.name} does not have as a token",
+            hint="pass tokenizer=... of the served model",
         )
 
     def report(self, told: Told, token: int, pending: bytes) -> TopLogprobs:

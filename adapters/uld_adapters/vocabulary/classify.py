@@ -9,6 +9,7 @@ from uld_adapters.vocabulary.bpe import Bpe
 from uld_adapters.vocabulary.control import Role, matched
 from uld_adapters.vocabulary.fingerprint import CORPUS, letters_changed
 from uld_adapters.vocabulary.tokens import Vocabulary
+from uld_adapters.vocabulary.words import utf8
 
 Kind = Literal["identity", "permutation", "bridge", "path"]
 # Beside the corpus: what tokenizers are known to split differently.
@@ -61,6 +62,7 @@ def classify(remote: Vocabulary, small: Vocabulary, *, text: str | None = None) 
     kind = _kind(remote, small)
     if kind in ("bridge", "path"):
         require_bytes(remote, small)
+    require_ends(remote, small)
     ours = {data for token, data in enumerate(small.tokens) if token not in small.control}
     theirs = [data for token, data in enumerate(remote.tokens) if token not in remote.control and data]
     shared = sum(data in ours for data in theirs) / max(1, len(theirs))
@@ -82,13 +84,14 @@ def _kind(remote: Vocabulary, small: Vocabulary) -> Kind:
     theirs, ours = remote.spelling.speller, small.spelling.speller
     if isinstance(theirs, Bpe) and isinstance(ours, Bpe) and theirs.order(remote.tokens) != ours.order(small.tokens):
         return "bridge"
-    if any(_pieces(remote, nasty) != _pieces(small, nasty) for nasty in _NASTY):
+    if any(pieces(remote, nasty) != pieces(small, nasty) for nasty in _NASTY):
         return "bridge"
     same = all(small.tokens[token : token + 1] == (data,) for token, data in enumerate(remote.tokens) if token not in remote.control)
     return "identity" if same else "permutation"
 
 
-def _pieces(vocabulary: Vocabulary, text: str) -> list[bytes]:
+def pieces(vocabulary: Vocabulary, text: str | bytes) -> list[bytes]:
+    """The bytes of the tokens that spell a text."""
     return [vocabulary.tokens[token] for token in vocabulary.encode(text)]
 
 
@@ -111,11 +114,17 @@ def require_bytes(remote: Vocabulary, small: Vocabulary) -> None:
                 f"{about} has no usable bytes: {len(missing)} bytes have no token, the first is 0x{missing[0]:02X}",
                 hint="use a model whose tokenizer has a token for each byte (byte-level BPE, or byte fallback)",
             )
+
+
+def require_ends(remote: Vocabulary, small: Vocabulary) -> None:
+    """Raise TokenizerMismatch, which names both, where one side has no token that ends an answer; what is one tokenizer needs none."""
+    if remote.fingerprint == small.fingerprint:
+        return
     for mine, about in _sides(remote, small):
         if not any(role is not Role.OTHER for role in mine.roles.values()):
             raise TokenizerMismatch(
                 f"{about} has no token that ends an answer",
-                hint="set eos_token in its tokenizer_config.json, or name it with control=",
+                hint="give the model's folder, with an eos_token in tokenizer_config.json, or a tiktoken file read with control=",
             )
 
 
@@ -143,9 +152,15 @@ def _unspelled(vocabulary: Vocabulary) -> bytes:
     return b"" if vocabulary.spelling is None else vocabulary.spelling.speller.unspelled
 
 
+def spelled_by_both(remote: Vocabulary, small: Vocabulary, text: str) -> bytes:
+    """A text without the bytes for which one side has no token."""
+    return utf8(text, what="the text").translate(None, _unspelled(remote) + _unspelled(small))
+
+
 def aligned_share(remote: Vocabulary, small: Vocabulary, text: str) -> float:
-    """The share of the ends of the remote's tokens in a text at which one of the small side's tokens ends."""
-    ends, others = (_ends(_pieces(v, text)) for v in (remote, small))
+    """The share of the ends of the remote's tokens, in what both can spell of a text, at which one of the small side's tokens ends."""
+    data = spelled_by_both(remote, small, text)
+    ends, others = (_ends(pieces(v, data)) for v in (remote, small))
     return sum(end in others for end in ends) / max(1, len(ends))
 
 

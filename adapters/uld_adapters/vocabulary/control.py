@@ -68,6 +68,14 @@ def matched(remote: Mapping[int, Role], small: Mapping[int, Role], remote_tokens
     return found
 
 
+def ends_answers(found: Mapping[int, Role], tokens: Any) -> int | None:
+    """The token that answers end with: an end of turn, else an end of text; None without either."""
+    for role in (Role.END_OF_TURN, Role.END_OF_TEXT):
+        if ends := [token for token, its in sorted(found.items()) if its is role]:
+            return min(ends, key=lambda token: _rank(tokens[token]))
+    return None
+
+
 def _rank(name: bytes) -> int:
     """How far down the lists a name stands; what only a template or a configuration knows as an end comes before them."""
     known = (*ENDS_OF_TURN, *ENDS_OF_TEXT)

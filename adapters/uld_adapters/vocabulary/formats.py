@@ -101,11 +101,13 @@ def sentencepiece_parts(path: Path) -> tuple[list[bytes], dict[str, int], Spelli
         elif piece.type == kinds.NORMAL:
             order.append(token)
         tokens.append(data)
-    changes = () if proto.normalizer_spec.name in ("identity", "") else (proto.normalizer_spec.name.upper(),)
-    if proto.normalizer_spec.remove_extra_whitespaces:
+    rules = proto.normalizer_spec
+    named = rules.name not in ("identity", "")
+    changes = (rules.name.upper(),) if named else ("rules without a name",) if rules.precompiled_charsmap else ()
+    if rules.remove_extra_whitespaces:
         changes = (*changes, "remove_extra_whitespaces")
     words = with_atoms(by_neighbours(tokens[token] for token in order), atomic)
-    start = b" " if proto.normalizer_spec.add_dummy_prefix else b""
+    start = b" " if rules.add_dummy_prefix else b""
     if proto.trainer_spec.model_type == schema.TrainerSpec.BPE:
         single = {token for token in order if len(proto.pieces[token].piece) == 1}
         order.sort(key=lambda token: (token not in single, -proto.pieces[token].score))

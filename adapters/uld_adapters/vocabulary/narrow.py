@@ -19,8 +19,6 @@ class NarrowWeigher(Weigher):
     What follows an open token under the uniform model is known without a row.
     """
 
-    leaves = Weigher.one_by_one
-
     def __init__(self, sorter: Sorter, small: Covers, rows: Mapping[Path, Float[np.ndarray, "models rows"]], *, least: float) -> None:
         super().__init__(sorter.outcomes, small, rows, sorter.rows, least=least)
         self.sorter = sorter

@@ -1,8 +1,7 @@
 """What the remote's tokenizer makes of a text at a given place: a token that begins there, or none."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ Halves = tuple[Int[np.ndarray, " some"], Int[np.ndarray, " others"]]
 NONE = -1  # no token begins at the place
 CROWD = 256  # so many tokens in one place are not looked at one by one
 _FEW = 64  # so many texts are spelled one by one
-_KEPT, _TEXTS = 50_000, 5000
+_KEPT = 50_000
 _WIDEST = 64  # bits of a machine word
 _NOTHING = np.array([], dtype=np.int64)
 
@@ -57,9 +56,6 @@ class Outcomes:
         self._outcomes = Memory(self._find)
         self._hits = Memory(self._hit)
         self._verdicts = Memory(self._judge)
-        self._after: Memory[tuple[Event, bytes, int], Memory[int, tuple[bool, bool, float]]] = Memory(
-            lambda of: Memory(partial(self._follow, *of)), kept=_TEXTS
-        )
         self._ending: dict[tuple[Event, bytes, int], tuple[Int[np.ndarray, " n"], Halves]] = {}
         self._cuts = self._cut()
 
@@ -152,18 +148,6 @@ class Outcomes:
         if event.token is None:
             return outcome.now != NONE, outcome.bounded is not None
         return outcome.now == event.token, outcome.certain or not outcome.may_be(event.token)
-
-    def after(self, event: "Event", more: bytes, skip: int) -> Mapping[int, tuple[bool, bool, float]]:
-        """What `judge` says if the text goes on with one of the small model's tokens, whose first `skip` bytes are in `more` already.
-
-        Where the event holds and may still change, also the share of tokens with which it may.
-        """
-        return self._after[event, more, skip]
-
-    def _follow(self, event: "Event", more: bytes, skip: int, token: int) -> tuple[bool, bool, float]:
-        more += self._tokens[token][skip:]
-        now, certain = self.judge(event, more)
-        return now, certain, self.hit(event, more) if now and not certain else 0.0
 
     def hit(self, event: "Event", more: bytes) -> float:
         """The share of the small model's tokens after which an event may be otherwise."""

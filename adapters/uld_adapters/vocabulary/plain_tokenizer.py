@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from uld_adapters.vocabulary.control import Role
+from uld_adapters.vocabulary.control import ends_answers
 from uld_adapters.vocabulary.tokens import Vocabulary
 
 
@@ -23,8 +23,7 @@ class PlainTokenizer:
     @property
     def eos_token_id(self) -> int | None:
         """What ends an answer: an end of turn, else an end of text."""
-        by_role = {role: token for token, role in sorted(self.vocabulary.roles.items(), reverse=True)}
-        return by_role.get(Role.END_OF_TURN, by_role.get(Role.END_OF_TEXT))
+        return ends_answers(self.vocabulary.roles, self.vocabulary.tokens)
 
     def get_added_vocab(self) -> dict[str, int]:
         """Control tokens by name."""

@@ -54,8 +54,6 @@ class _Written(Tally):
 class _Writer(Weigher):
     """Weighs, and writes the terms of `yes` and `now` down."""
 
-    leaves = Weigher.one_by_one
-
     def others(
         self, path: Path, heavy: Sequence[int], without: Int[np.ndarray, " n"] | None, mass: Float[np.ndarray, " models"], tally: Tally
     ) -> None:

@@ -16,6 +16,8 @@ from uld_adapters.vocabulary.rank_files import tiktoken_parts
 from uld_adapters.vocabulary.spelling import Spelling
 from uld_adapters.vocabulary.words import utf8
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "tekken.json", "vocab.json", "spiece.model", "vocab.txt")
+_LOADABLE = "give a folder with tokenizer.json, a GGUF file or a hub name"
 _GIVE_FILE = "pass the tokenizer of the served model: a folder, a GGUF file, a tiktoken, SentencePiece or tekken file"
 
 
@@ -97,11 +99,10 @@ class Vocabulary:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         byte_level = "ByteLevel" in json.dumps([state.get("pre_tokenizer"), state.get("decoder")])
         added = {int(i): t for i, t in tokenizer.added_tokens_decoder.items()}
-        pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-        tokens = tuple(
-            str(added[i].content).encode() if i in added else _piece_bytes(p or "", byte_level=byte_level) for i, p in enumerate(pieces)
-        )
-        control = frozenset(i for i, t in added.items() if t.special)
+        pieces = tokenizer.convert_ids_to_tokens(list(range(rows_of(tokenizer))))
+        names = {i: str(token.content) for i, token in added.items()} | {i: f"<unused {i}>" for i, p in enumerate(pieces) if p is None}
+        tokens = tuple(names[i].encode() if i in names else _piece_bytes(p, byte_level=byte_level) for i, p in enumerate(pieces))
+        control = frozenset(i for i in names if i not in added or added[i].special)
         atomic = frozenset(i for i in added if i not in control)
         alphabet = _byte_alphabet() if byte_level else {}
         ends = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
@@ -110,10 +111,10 @@ class Vocabulary:
             tokens,
             control,
             fingerprint_of(tokens, control, lambda text: tokenizer.encode(text, add_special_tokens=False), changes),
-            roles({i: str(added[i].content) for i in control}, ends=ends, turn=template_end(tokenizer)),
+            roles({i: names[i] for i in control}, ends=ends, turn=template_end(tokenizer)),
             atomic,
             changes,
-            name or str(getattr(tokenizer, "name_or_path", "")),
+            name or name_of(tokenizer),
             lambda: formats.hf_spelling(state, tokens, alphabet, {tokens[i]: i for i in atomic}),
         )
 
@@ -201,6 +202,18 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return Vocabulary.from_hf(tokenizer).fingerprint
 
 
+def rows_of(tokenizer: Any) -> int:
+    """How many ids a tokenizer has up to the largest; some of them may stand for nothing, as between cl100k's control tokens."""
+    known = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
+    return max(len(tokenizer), 1 + max(known.values(), default=-1))
+
+
+def name_of(tokenizer: Any) -> str:
+    """Where a tokenizer comes from, for messages; empty where nobody knows."""
+    own = getattr(tokenizer, "vocabulary", None)
+    return str(getattr(tokenizer, "name_or_path", "")) if own is None else str(own.name)
+
+
 def load_tokenizer(source: Any) -> Any:
     """A transformers fast tokenizer from an object, a folder, a GGUF file or a hub name."""
     if not isinstance(source, str | Path):
@@ -208,6 +221,8 @@ def load_tokenizer(source: Any) -> Any:
     from transformers import AutoTokenizer
 
     path = Path(source)
+    if path.is_dir() and not any((path / name).is_file() for name in _TOKENIZER_FILES):
+        raise TokenizerMismatch(f"there is no tokenizer in the folder {path}", hint=_LOADABLE)
     try:
         if is_gguf(path):
             return gguf_tokenizer(path)
@@ -215,10 +230,9 @@ def load_tokenizer(source: Any) -> Any:
     except UsageError:
         raise
     except Exception as error:  # transformers and tokenizers raise what comes to hand, a bare Exception among it
-        raise TokenizerMismatch(
-            f"no tokenizer could be loaded from {str(source)!r}: {(str(error) or type(error).__name__).splitlines()[0]}",
-            hint="pass tokenizer=... as a folder with tokenizer.json, a GGUF file or a hub name",
-        ) from error
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip()
+        told = "transformers can read none of its files" if reason.endswith(":") else reason  # the head of a list
+        raise TokenizerMismatch(f"no tokenizer could be loaded from {str(source)!r}: {told}", hint=_LOADABLE) from error
 
 
 def end_token_ids(tokenizer: Any) -> frozenset[int]:

@@ -10,7 +10,7 @@ from uld_adapters.vocabulary.classify import Kind, classify
 from uld_adapters.vocabulary.tokens import Vocabulary
 
 _KINDS: tuple[Kind, ...] = ("identity", "permutation", "bridge", "path")
-_FORMAT = 2  # goes up when the comparison changes
+_FORMAT = 3  # goes up when the comparison changes
 
 
 def kind_of(remote: Vocabulary, small: Vocabulary) -> Kind:

@@ -186,45 +186,9 @@ class Weigher:
     def apart(self, event: Event, path: Path, heavy: Sequence[int], more: bytes, skip: int, tally: Tally) -> Float[np.ndarray, " models"]:
         """Look at each of the heavy tokens after a path; the mass of them all."""
         each = self._weights.below(path, heavy)
-        self.leaves(event, path, heavy, each, more, skip, tally)
-        return np.add.reduce(each, 0)
-
-    def leaves(
-        self, event: Event, path: Path, tokens: Sequence[int], weights: Float[np.ndarray, "n models"], more: bytes, skip: int, tally: Tally
-    ) -> None:
-        """What `leaf` counts for each of these tokens after a path; those of one kind are counted at once."""
-        after = self.outcomes.after(event, more, skip)
-        yes: list[int] = []
-        now: list[int] = []
-        may: list[int] = []
-        free = 0.0
-        for at, token in enumerate(tokens):
-            held, certain, hit = after[token]
-            if certain:
-                if held:
-                    yes.append(at)
-                continue
-            below = (*path, token)
-            if below in self.rows:
-                self.node(event, below, more + self.small.tokens[token][skip:], tally)
-                continue
-            (now if held else may).append(at)
-            tally.leaves.append((most(weights[at]), below))
-            if held:
-                free += 1 - hit
-        for some, mass in ((yes, tally.yes), (now, tally.now), (may, tally.may)):
-            if some:
-                mass += np.add.reduce(weights.take(some, 0), 0)
-        if free:
-            tally.yes[-1] += free * weights[0, -1]
-            tally.now[-1] -= free * weights[0, -1]
-
-    def one_by_one(
-        self, event: Event, path: Path, tokens: Sequence[int], weights: Float[np.ndarray, "n models"], more: bytes, skip: int, tally: Tally
-    ) -> None:
-        """What `leaves` does, for weighers that have a `leaf` of their own."""
-        for token, weight in zip(tokens, weights, strict=True):
+        for token, weight in zip(heavy, each, strict=True):
             self.leaf(event, (*path, token), more + self.small.tokens[token][skip:], weight, tally)
+        return np.add.reduce(each, 0)
 
     def leaf(self, event: Event, path: Path, more: bytes, weight: Float[np.ndarray, " models"], tally: Tally) -> None:
         """All texts that begin with a path."""

@@ -1,14 +1,29 @@
 """`uld-sdk align`: how a remote model's tokens and a small model's belong together."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from uld_sdk.cli.options import Json
 from uld_sdk.cli.output import facts, note, print_json, stdout, table, working
 
+if TYPE_CHECKING:
+    from uld_adapters.vocabulary.tokens import Vocabulary
+
 SHOWN = 12  # neutral tokens in the table
+
+
+def _opened(source: str, which: str) -> "Vocabulary":
+    """A vocabulary; errors say which of the two it was to be."""
+    from uld_adapters.errors import UldError
+    from uld_adapters.vocabulary.opening import open_vocabulary
+
+    try:
+        return open_vocabulary(source)
+    except UldError as error:
+        error.message = f"{error.message} (given as {which})"
+        raise
 
 
 def align(
@@ -25,7 +40,6 @@ def align(
     """Compare two tokenizers: which mode the client would run in, what they share, what stays neutral; draws both splits of a text."""
     from uld_adapters.errors import SaveFailed, UsageError
     from uld_adapters.vocabulary.classify import classify
-    from uld_adapters.vocabulary.opening import open_vocabulary
     from uld_offset_models.saving import check_writable
     from uld_offset_models.sources import read_text
     from uld_sdk.evaluation.segmentation import SAMPLE, draw
@@ -33,7 +47,7 @@ def align(
     elsewhere = "choose another -o"
     check_writable(output, hint=elsewhere)
     with working("reading both tokenizers"):
-        ours, theirs = open_vocabulary(remote), open_vocabulary(small)
+        ours, theirs = _opened(remote, f"--remote, beside --small {small}"), _opened(small, f"--small, beside --remote {remote}")
         sample = SAMPLE if text is None else read_text(text, as_written=True)
         if not sample:
             raise UsageError(f"{text} is empty", hint="give a file with text, or leave --text out")

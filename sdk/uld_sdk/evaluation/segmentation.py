@@ -5,7 +5,7 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-from uld_adapters.vocabulary.classify import Fit
+from uld_adapters.vocabulary.classify import Fit, pieces, spelled_by_both
 from uld_adapters.vocabulary.tokens import Vocabulary
 
 SAMPLE = (
@@ -20,7 +20,7 @@ LONGEST = 20_000  # bytes of a text that are drawn
 def draw(fit: Fit, remote: Vocabulary, small: Vocabulary, text: str) -> str:
     """The page: the remote's tokens in the upper row, the small side's in the lower one, cut where both have an end."""
     page = Template((files("uld_sdk.evaluation") / "segmentation.html").read_text(encoding="utf-8"))
-    data = text.encode()[:LONGEST].translate(None, b"".join(_unspelled(v) for v in (remote, small))).decode(errors="ignore")
+    data = spelled_by_both(remote, small, text.encode()[:LONGEST].decode(errors="ignore"))
     return page.substitute(
         title=escape(f"{fit.kind}: {fit.sentence}"),
         remote=escape(fit.remote),
@@ -28,16 +28,8 @@ def draw(fit: Fit, remote: Vocabulary, small: Vocabulary, text: str) -> str:
         shared=f"{fit.shared:.1%}",
         boundaries="" if fit.boundaries is None else f"{fit.boundaries:.1%}",
         neutral=str(len(fit.neutral)),
-        blocks="".join(_block(upper, lower) for upper, lower in blocks(_pieces(remote, data), _pieces(small, data))),
+        blocks="".join(_block(upper, lower) for upper, lower in blocks(pieces(remote, data), pieces(small, data))),
     )
-
-
-def _unspelled(vocabulary: Vocabulary) -> bytes:
-    return b"" if vocabulary.spelling is None else vocabulary.spelling.speller.unspelled
-
-
-def _pieces(vocabulary: Vocabulary, text: str) -> list[bytes]:
-    return [vocabulary.tokens[token] for token in vocabulary.encode(text)]
 
 
 def blocks(first: list[bytes], second: list[bytes]) -> Iterator[tuple[list[bytes], list[bytes]]]:
