@@ -21,6 +21,7 @@ from uld_adapters.vocabulary.tokens import Vocabulary
 from uld_sdk.bridge_reader import AHEAD, LIKELY
 
 Texts = dict[bytes, float]
+PLANNED = "the plan's tree"
 SIZES = 9, 18  # tokens of a trained vocabulary, at least and at most
 WORDS, SAMPLE, MOVED = 40, 400, 0.4  # of a language, of a sample, and the largest share of words whose frequencies differ between samples
 
@@ -106,7 +107,10 @@ def schemes(
         asked.add(weighing.nodes(place, tokens, asked.rows))
         found[name] = change(weighing.read(place, tokens, asked.rows), None)[0]
         if isinstance(weighing, Bridge):
-            rows |= {"the plan's tree": len(asked.rows.keys() | planned(weighing, place)), name: len(asked.rows)}
+            plans = Asked(told, settled)
+            plans.add([*asked.rows, *planned(weighing, place)])
+            found[PLANNED] = change(weighing.read(place, tokens, plans.rows), None)[0]
+            rows |= {PLANNED: len(plans.rows), name: len(asked.rows)}
             for name_, ahead in (("bridge, as the client reads", likely(base)), ("bridge, one look-ahead", tokens)):
                 asked.add(weighing.nodes(place, tokens, asked.rows, ahead=ahead))
                 found[name_] = change(weighing.read(place, tokens, asked.rows), None)[0]

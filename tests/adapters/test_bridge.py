@@ -386,3 +386,7 @@ def test_nobody_reads_on_after_a_spelling_that_is_light_beside_another() -> None
     assert weigher.heaviest([(3,), (1, 4)]) == [(3,), (1, 4)], "as far as is known it may be as heavy as its first token"
     assert weigher.heaviest([(0,), (3, 1)]) == [(0,)]
     assert weigher.heaviest([(1, 4), (3, 1)]) == [(1, 4), (3, 1)], "of neither it is known"
+    other = np.full((1, bridge.rows), 1e-4)
+    other[0, :2] = 1e-5, 2e-4
+    both = bridge.weigher(bridge.start(), {(): np.concatenate([row, other])}, LEAST)
+    assert both.heaviest([(0,), (1,), (3,)]) == [(0,), (1,), (3,)], "light under one model, not under the other"

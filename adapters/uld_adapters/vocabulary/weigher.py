@@ -1,5 +1,6 @@
 """Sums mass over the leaves of a tree of the small model's tokens."""
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -83,11 +84,13 @@ class Weigher:
         return self._most(self._told(path)) >= self.least
 
     def heaviest(self, paths: Sequence[Path]) -> Sequence[Path]:
-        """Those of some paths that may have the share `least` of the heaviest of them, as far as the rows tell."""
+        """Those of some paths that may have the share `least` of the heaviest of them under any of the models, as far as the rows tell."""
         if len(paths) < 2:
             return paths
-        floor = self.least * max((self._most(path) for path in paths if path[:-1] in self.rows), default=0.0)
-        return [path for path in paths if self._most(self._told(path)) >= floor]
+        weights = [self.weight(self._told(path)).tolist()[:-1] for path in paths]
+        known = [weight for path, weight in zip(paths, weights, strict=True) if path[:-1] in self.rows]
+        floors = [self.least * max(each) for each in zip(*known, strict=True)] or [0.0] * (self.models - 1)
+        return [path for path, weight in zip(paths, weights, strict=True) if any(map(operator.ge, weight, floors))]
 
     def _told(self, path: Path) -> Path:
         """As much of a path as its rows tell the weight of."""
