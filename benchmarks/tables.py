@@ -189,7 +189,8 @@ def vocabulary(figures: dict[str, Any]) -> str:
         for name, v in figures["pairs"].items()
         if v["ahead_added_nodes"] > MOST_ADDED
     ]
-    slowest = max((run, name) for name, v in figures["pairs"].items() for run in v["ahead_milliseconds_of_runs"])
+    medians = [(run, name) for name, v in figures["pairs"].items() for run in v["ahead_milliseconds_of_runs"]]
+    slowest, slow = max(medians, default=(0, "no pair"))
     text = (
         "Mean total variation from the exact distribution, which is a sum over all texts of random models on toy vocabularies, with its "
         "standard error. Targets: no worse than the plan's figures for the bridge, and better than all other schemes. The plan does not "
@@ -205,7 +206,7 @@ def vocabulary(figures: dict[str, Any]) -> str:
         "ones it reads on after likely ones (look-ahead). Milliseconds are medians, of this process alone (CPU), of each position the "
         "least of three runs some minutes apart, each with a bridge made anew and warmed up on another text. Over both texts a pair "
         f"adds {told('added_nodes')} tokens or fewer, with look-ahead {told('ahead_added_nodes')}; texts with more than "
-        f"{MOST_ADDED}: {', '.join(many) or 'none'}. A single run has a median of up to {slowest[0]} ms with look-ahead ({slowest[1]}). "
+        f"{MOST_ADDED}: {', '.join(many) or 'none'}. A single run has a median of up to {slowest} ms with look-ahead ({slow}). "
         "Mistral v1 stands for Llama 2: both are SentencePiece BPE with bytes to fall back on.\n"
     )
     head = ["pair and text", "places", "added tokens", "at 95%", "ms untouched", "ms", "added with look-ahead", "ms with it", "s to make"]
